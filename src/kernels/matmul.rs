@@ -1,0 +1,148 @@
+//! Matrix products over strided views.
+
+/// A read-only matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
+#[derive(Debug, Clone, Copy)]
+pub struct MatRef<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+/// A writable matrix with contiguous rows: element `(i, j)` is `data[i * row_stride + j]`.
+#[derive(Debug)]
+pub struct MatMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+}
+
+impl<'a> MatRef<'a> {
+    /// A dense row-major matrix.
+    ///
+    /// # Panics
+    /// When `data` is shorter than `rows * cols`.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// A block of a wider row-major matrix whose rows lie `row_stride` apart.
+    ///
+    /// # Panics
+    /// When the last element lies outside `data` or `row_stride < cols`.
+    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(
+            row_stride >= cols && fits(data.len(), rows, cols, row_stride),
+            "matrix outside its slice"
+        );
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride,
+            col_stride: 1,
+        }
+    }
+
+    /// The transpose, without moving data.
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    fn at(&self, i: usize, j: usize) -> f32 {
+        self.data[i * self.row_stride + j * self.col_stride]
+    }
+}
+
+impl<'a> MatMut<'a> {
+    /// A dense row-major matrix.
+    ///
+    /// # Panics
+    /// When `data` is shorter than `rows * cols`.
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// A block of a wider row-major matrix whose rows lie `row_stride` apart.
+    ///
+    /// # Panics
+    /// When the last element lies outside `data` or `row_stride < cols`.
+    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        assert!(
+            row_stride >= cols && fits(data.len(), rows, cols, row_stride),
+            "matrix outside its slice"
+        );
+        Self {
+            data,
+            rows,
+            cols,
+            row_stride,
+        }
+    }
+}
+
+fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
+    rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= len
+}
+
+/// `C = alpha A B + beta C` with A `[m, k]`, B `[k, n]`, C `[m, n]`; with `beta` 0, C is not read.
+///
+/// # Panics
+/// When the shapes do not agree.
+pub fn matmul(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>) {
+    assert!(
+        a.cols == b.rows && a.rows == c.rows && b.cols == c.cols,
+        "matrix shapes do not agree"
+    );
+    // SAFETY: the constructors checked that every element of the three views lies inside its
+    // slice; C is borrowed exclusively, so it cannot overlap A or B.
+    unsafe {
+        matrixmultiply::sgemm(
+            a.rows,
+            a.cols,
+            b.cols,
+            alpha,
+            a.data.as_ptr(),
+            a.row_stride as isize,
+            a.col_stride as isize,
+            b.data.as_ptr(),
+            b.row_stride as isize,
+            b.col_stride as isize,
+            beta,
+            c.data.as_mut_ptr(),
+            c.row_stride as isize,
+            1,
+        );
+    }
+}
+
+/// The slow, obvious twin of [`matmul`], for tests.
+pub fn matmul_naive(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>) {
+    assert!(
+        a.cols == b.rows && a.rows == c.rows && b.cols == c.cols,
+        "matrix shapes do not agree"
+    );
+    for i in 0..c.rows {
+        for j in 0..c.cols {
+            let sum: f32 = (0..a.cols).map(|k| a.at(i, k) * b.at(k, j)).sum();
+            let out = &mut c.data[i * c.row_stride + j];
+            *out = alpha * sum + if beta == 0.0 { 0.0 } else { beta * *out };
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The arithmetic of a transformer block: each kernel's forward and backward side by side, over
+//! slices with explicit sizes. Matrices are row-major `f32`.
+
+pub mod matmul;

@@ -1,0 +1,11 @@
+//! The frozen Vision Transformer: its import from ONNX, its geometry, its memory-mapped weights,
+//! and the prefix of blocks that tract runs.
+
+mod geometry;
+mod weights;
+
+pub use geometry::{Activation, Geometry, Pixels};
+pub use weights::{
+    BlockWeights, ContentHash, EmbeddingWeights, NormWeights, Preprocessing, Tensors, Weights,
+    WeightsError,
+};

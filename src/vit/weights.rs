@@ -1,0 +1,398 @@
+//! An imported model on disk: one file that memory-maps straight into `f32` slices.
+//!
+//! Layout: 8-byte magic, `u32` version, `u32` length of the postcard header, the header, zero
+//! padding to 64 bytes, then every tensor as little-endian `f32`, each starting on a 64-byte
+//! boundary. All matrices are stored `[in, out]`, row-major, so that a layer is `y = x W + b`.
+//! Layer scale, where the model has one, is already multiplied into the projection behind it.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::Geometry;
+
+const MAGIC: [u8; 8] = *b"fledgewt";
+const VERSION: u32 = 1;
+const ALIGNMENT: usize = 64;
+/// A header is a few hundred bytes; anything much longer is not one of ours.
+const MAX_HEADER: usize = 1 << 16;
+
+/// SHA-256 over geometry, preprocessing and every weight: the identity of a model.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ContentHash(pub [u8; 32]);
+
+impl std::fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for ContentHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ContentHash({self})")
+    }
+}
+
+/// How pixels become the model's input: `(rgb / 255 - mean) / std`, per channel.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Preprocessing {
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+impl Preprocessing {
+    /// ImageNet statistics, the usual choice for DeiT, DINOv2 and most timm models.
+    pub const IMAGENET: Self = Self {
+        mean: [0.485, 0.456, 0.406],
+        std: [0.229, 0.224, 0.225],
+    };
+    /// Pixels scaled to -1..1, as Hugging Face ViT and timm AugReg models expect.
+    pub const HALF: Self = Self {
+        mean: [0.5; 3],
+        std: [0.5; 3],
+    };
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    #[error("cannot read the model file {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} is not a usable fledge model file: {reason}; import it again with `fledge model get`"
+    )]
+    Malformed { path: PathBuf, reason: String },
+}
+
+/// Everything before the first block. Position tables are separate from the tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct EmbeddingWeights<'a> {
+    /// `[3 * patch * patch, D]`; rows in channel, row, column order.
+    pub patch_weight: &'a [f32],
+    /// `[D]`
+    pub patch_bias: &'a [f32],
+    /// `[D]`, class token plus its position.
+    pub class_token: &'a [f32],
+    /// `[registers, D]`
+    pub registers: &'a [f32],
+    /// `[position_grid * position_grid, D]`, patch positions at the stored grid.
+    pub positions: &'a [f32],
+}
+
+/// Gain and bias of a LayerNorm, each `[D]`.
+#[derive(Debug, Clone, Copy)]
+pub struct NormWeights<'a> {
+    pub gain: &'a [f32],
+    pub bias: &'a [f32],
+}
+
+/// One transformer block, pre-norm.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockWeights<'a> {
+    pub norm1: NormWeights<'a>,
+    /// `[D, 3 D]`: query, key and value side by side.
+    pub qkv_weight: &'a [f32],
+    /// `[3 D]`
+    pub qkv_bias: &'a [f32],
+    /// `[D, D]`
+    pub proj_weight: &'a [f32],
+    /// `[D]`
+    pub proj_bias: &'a [f32],
+    pub norm2: NormWeights<'a>,
+    /// `[D, hidden]`
+    pub fc1_weight: &'a [f32],
+    /// `[hidden]`
+    pub fc1_bias: &'a [f32],
+    /// `[hidden, D]`
+    pub fc2_weight: &'a [f32],
+    /// `[D]`
+    pub fc2_bias: &'a [f32],
+}
+
+/// Lengths of all tensors in file order: embedding, blocks, final norm.
+fn tensor_lengths(g: &Geometry) -> Vec<usize> {
+    let d = g.dim;
+    let mut lengths = vec![
+        3 * g.patch * g.patch * d,
+        d,
+        d,
+        g.registers * d,
+        g.position_grid * g.position_grid * d,
+    ];
+    for _ in 0..g.depth {
+        lengths.extend([
+            d,
+            d,
+            3 * d * d,
+            3 * d,
+            d * d,
+            d,
+            d,
+            d,
+            d * g.hidden,
+            g.hidden,
+            g.hidden * d,
+            d,
+        ]);
+    }
+    lengths.extend([d, d]);
+    lengths
+}
+
+const EMBEDDING_TENSORS: usize = 5;
+const BLOCK_TENSORS: usize = 12;
+
+/// The tensors of a model in file order, as an import produces them.
+///
+/// Order: patch weight, patch bias, class token, registers, positions; for each block norm1 gain
+/// and bias, qkv weight and bias, projection weight and bias, norm2 gain and bias, fc1 weight and
+/// bias, fc2 weight and bias; then the final norm's gain and bias.
+#[derive(Debug, Clone, Default)]
+pub struct Tensors(pub Vec<Vec<f32>>);
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    geometry: Geometry,
+    preprocessing: Preprocessing,
+    hash: ContentHash,
+}
+
+/// A model file, mapped read-only. Pages are clean and shared between processes.
+pub struct Weights {
+    path: PathBuf,
+    map: Mmap,
+    header: Header,
+    /// Byte range of each tensor in `map`.
+    tensors: Vec<Range<usize>>,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Weights")
+            .field("path", &self.path)
+            .field("geometry", &self.header.geometry)
+            .field("hash", &self.header.hash)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Weights {
+    /// Writes a model file at `path` through a temporary neighbour, so that a reader never sees
+    /// half of one, and returns the model's identity.
+    ///
+    /// # Errors
+    /// When a tensor's length does not fit `geometry`, or the file cannot be written.
+    pub fn write(
+        path: &Path,
+        geometry: &Geometry,
+        preprocessing: &Preprocessing,
+        tensors: &Tensors,
+    ) -> Result<ContentHash, WeightsError> {
+        let lengths = tensor_lengths(geometry);
+        let given: Vec<usize> = tensors.0.iter().map(Vec::len).collect();
+        if lengths != given {
+            return Err(malformed(
+                path,
+                "tensor lengths do not fit the geometry".into(),
+            ));
+        }
+        let hash = content_hash(geometry, preprocessing, tensors);
+        let header = Header {
+            geometry: geometry.clone(),
+            preprocessing: *preprocessing,
+            hash,
+        };
+        write_file(path, &header, tensors).map_err(|source| io_error(path, source))?;
+        Ok(hash)
+    }
+
+    /// Maps a model file.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, is no model file, or is cut short.
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        let mut file = File::open(path).map_err(|source| io_error(path, source))?;
+        let (header, start) = read_header(&mut file, path)?;
+        // SAFETY: the file is ours, written once and replaced only by rename; a mapping of the
+        // old inode stays valid. Truncation by a third party is outside what a mapping can guard.
+        let map = unsafe { Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
+        let mut offset = start;
+        let mut tensors = Vec::new();
+        for length in tensor_lengths(&header.geometry) {
+            tensors.push(offset..offset + length * size_of::<f32>());
+            offset = (offset + length * size_of::<f32>()).next_multiple_of(ALIGNMENT);
+        }
+        let end = tensors.last().map_or(0, |range| range.end);
+        if end > map.len() {
+            return Err(malformed(
+                path,
+                format!("it has {} bytes and needs {end}", map.len()),
+            ));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            map,
+            header,
+            tensors,
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn geometry(&self) -> &Geometry {
+        &self.header.geometry
+    }
+
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.header.preprocessing
+    }
+
+    /// The identity that a state file records.
+    pub fn hash(&self) -> ContentHash {
+        self.header.hash
+    }
+
+    pub fn embedding(&self) -> EmbeddingWeights<'_> {
+        EmbeddingWeights {
+            patch_weight: self.tensor(0),
+            patch_bias: self.tensor(1),
+            class_token: self.tensor(2),
+            registers: self.tensor(3),
+            positions: self.tensor(4),
+        }
+    }
+
+    /// Weights of block `index`, counted from 0.
+    ///
+    /// # Panics
+    /// When `index` is not below the depth.
+    pub fn block(&self, index: usize) -> BlockWeights<'_> {
+        assert!(index < self.header.geometry.depth, "block out of range");
+        let first = EMBEDDING_TENSORS + index * BLOCK_TENSORS;
+        let at = |k: usize| self.tensor(first + k);
+        BlockWeights {
+            norm1: NormWeights {
+                gain: at(0),
+                bias: at(1),
+            },
+            qkv_weight: at(2),
+            qkv_bias: at(3),
+            proj_weight: at(4),
+            proj_bias: at(5),
+            norm2: NormWeights {
+                gain: at(6),
+                bias: at(7),
+            },
+            fc1_weight: at(8),
+            fc1_bias: at(9),
+            fc2_weight: at(10),
+            fc2_bias: at(11),
+        }
+    }
+
+    /// The norm behind the last block.
+    pub fn final_norm(&self) -> NormWeights<'_> {
+        let first = self.tensors.len() - 2;
+        NormWeights {
+            gain: self.tensor(first),
+            bias: self.tensor(first + 1),
+        }
+    }
+
+    fn tensor(&self, index: usize) -> &[f32] {
+        let bytes = &self.map[self.tensors[index].clone()];
+        // SAFETY: mappings are page-aligned and every tensor starts on a 64-byte boundary within
+        // one, so the pointer is aligned for f32; any bit pattern is a valid f32; the length is a
+        // multiple of four by construction and was checked against the mapping in `open`.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<f32>()) }
+    }
+}
+
+fn io_error(path: &Path, source: io::Error) -> WeightsError {
+    WeightsError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn malformed(path: &Path, reason: String) -> WeightsError {
+    WeightsError::Malformed {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn content_hash(g: &Geometry, p: &Preprocessing, tensors: &Tensors) -> ContentHash {
+    let mut hasher = Sha256::new();
+    hasher.update(format!("{g:?}{p:?}"));
+    for tensor in &tensors.0 {
+        hasher.update(little_endian(tensor));
+    }
+    ContentHash(hasher.finalize().into())
+}
+
+fn write_file(path: &Path, header: &Header, tensors: &Tensors) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    let mut out = BufWriter::new(temporary.as_file_mut());
+    let encoded = postcard::to_allocvec(header).map_err(io::Error::other)?;
+    out.write_all(&MAGIC)?;
+    out.write_all(&VERSION.to_le_bytes())?;
+    out.write_all(
+        &u32::try_from(encoded.len())
+            .map_err(io::Error::other)?
+            .to_le_bytes(),
+    )?;
+    out.write_all(&encoded)?;
+    for tensor in &tensors.0 {
+        let position = usize::try_from(out.stream_position()?).map_err(io::Error::other)?;
+        out.write_all(&vec![0; position.next_multiple_of(ALIGNMENT) - position])?;
+        out.write_all(&little_endian(tensor))?;
+    }
+    out.flush()?;
+    drop(out);
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+fn read_header(file: &mut File, path: &Path) -> Result<(Header, usize), WeightsError> {
+    let mut fixed = [0; 16];
+    file.seek(SeekFrom::Start(0))
+        .and_then(|_| file.read_exact(&mut fixed))
+        .map_err(|e| malformed(path, format!("its header is cut short ({e})")))?;
+    let word =
+        |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
+    if fixed[..8] != MAGIC {
+        return Err(malformed(path, "it does not start as one".into()));
+    }
+    if word(8) != VERSION {
+        return Err(malformed(
+            path,
+            format!(
+                "it has format version {}, this fledge reads {VERSION}",
+                word(8)
+            ),
+        ));
+    }
+    let length = word(12) as usize;
+    if length > MAX_HEADER {
+        return Err(malformed(path, "its header length is absurd".into()));
+    }
+    let mut encoded = vec![0; length];
+    file.read_exact(&mut encoded)
+        .map_err(|e| malformed(path, format!("its header is cut short ({e})")))?;
+    let header: Header = postcard::from_bytes(&encoded)
+        .map_err(|e| malformed(path, format!("its header cannot be decoded ({e})")))?;
+    Ok((header, (fixed.len() + length).next_multiple_of(ALIGNMENT)))
+}
