@@ -2,6 +2,9 @@
 //! and the prefix of blocks that tract runs.
 
 mod geometry;
+pub mod import;
+pub mod positions;
+pub mod reference;
 mod weights;
 
 pub use geometry::{Activation, Geometry, Pixels};
