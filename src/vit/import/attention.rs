@@ -66,7 +66,8 @@ impl Attention {
             Contracted::Rows
         };
         check_contraction(&probabilities, scores.keys, contracted)?;
-        let value = operand(graph, product.operands[value_side], !upright)?;
+        let value = operand(graph, product.operands[value_side], !upright)
+            .map_err(|refusal| refusal.about("value"))?;
         let [query, key] = scores.query_and_key(graph)?;
 
         let width = query.linear.outputs;
@@ -247,8 +248,11 @@ impl<'g> Scores<'g> {
 
     /// The product's operands: its rows are the first one's tokens, its columns the second one's.
     fn query_and_key(&self, graph: &Graph) -> Result<[Operand; 2], Refusal> {
-        let first = operand(graph, self.product.operands[0], false)?;
-        let second = operand(graph, self.product.operands[1], true)?;
+        let side = |index: usize, transposed| {
+            operand(graph, self.product.operands[index], transposed)
+                .map_err(|refusal| refusal.about("query or key"))
+        };
+        let (first, second) = (side(0, false)?, side(1, true)?);
         if first.heads != second.heads {
             return Err(unexpected("as many key heads as query heads", "fewer"));
         }

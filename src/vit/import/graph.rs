@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tract_onnx::pb::{AttributeProto, NodeProto};
 use tract_onnx::tract_hir::internal::*;
 
-use super::load::Loaded;
+use super::load::{Loaded, folder_of};
 use super::{ImportError, Refusal, guarded};
 use crate::vit::Pixels;
 
@@ -39,13 +39,9 @@ impl Graph {
             input,
             image,
         } = loaded;
-        let folder = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
         let parsed = guarded(|| {
             let onnx = tract_onnx::onnx().with_ignore_value_info(true);
-            let mut parsed = onnx.parse(&proto, folder.to_str())?;
+            let mut parsed = onnx.parse(&proto, folder_of(path).to_str())?;
             // Unknown operators behind the last norm are none of our business, so inference goes
             // on past errors; one that matters shows as a missing shape.
             let error = parsed.model.analyse(true).err();
@@ -107,13 +103,20 @@ impl Graph {
         name
     }
 
-    /// The input of a node that changes nothing: Identity, Dropout, a cast from float to float.
+    /// The input of a node that changes nothing: Identity, Dropout, a cast from float to float, the
+    /// guard that PyTorch puts behind a Softmax against rows that are masked completely.
     fn aliased<'a>(&self, node: &'a NodeProto) -> Option<&'a str> {
-        let input = node.input.first()?;
+        let mut input = node.input.first()?;
         let output = node.output.first()?;
         let same = match node.op_type.as_str() {
             "Identity" | "Dropout" => true,
             "Cast" => self.is_float(input) && self.is_float(output),
+            "Where" => {
+                let condition = self.producer(input).map(|(node, _)| node)?;
+                let guarded = node.input.get(2)?;
+                input = guarded;
+                condition.op_type == "IsNaN" && condition.input.first() == Some(guarded)
+            }
             _ => false,
         };
         same.then_some(input)

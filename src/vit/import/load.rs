@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
+use tract_onnx::data_resolver::MmapDataResolver;
+use tract_onnx::pb::tensor_proto::DataType;
 use tract_onnx::pb::tensor_shape_proto::Dimension;
 use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dim;
 use tract_onnx::pb::type_proto::Value;
 use tract_onnx::pb::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use tract_onnx::prelude::Framework;
+use tract_onnx::tensor::load_tensor;
 
 use super::{ImportError, Refusal, guarded};
 use crate::vit::Pixels;
@@ -47,7 +49,7 @@ pub(super) fn load(path: &Path) -> Result<Loaded, ImportError> {
         .as_mut()
         .ok_or_else(|| not_onnx("it holds no graph".into()))?;
     let (input, image) = image_input(graph).map_err(|refusal| refusal.at(path))?;
-    widen(graph);
+    widen(graph, folder_of(path)).map_err(not_onnx)?;
     for entry in &mut graph.input {
         if entry.name == input {
             set_shape(entry, &[1, 3, image, image]);
@@ -160,14 +162,14 @@ fn set_shape(entry: &mut ValueInfoProto, shape: &[usize]) {
 
 /// Turns half-precision weights, casts and inputs into `f32`, so that parity is measured at the
 /// precision fledge computes in.
-fn widen(graph: &mut GraphProto) {
+fn widen(graph: &mut GraphProto, folder: &Path) -> Result<(), String> {
     for tensor in &mut graph.initializer {
-        widen_tensor(tensor);
+        widen_tensor(tensor, folder)?;
     }
     for node in &mut graph.node {
         for attribute in &mut node.attribute {
             if let Some(tensor) = attribute.t.as_mut() {
-                widen_tensor(tensor);
+                widen_tensor(tensor, folder)?;
             }
             if node.op_type == "Cast" && attribute.name == "to" && is_half(attribute.i) {
                 attribute.i = DataType::Float as i64;
@@ -182,31 +184,42 @@ fn widen(graph: &mut GraphProto) {
             tensor.elem_type = DataType::Float as i32;
         }
     }
+    Ok(())
 }
 
 fn is_half(data_type: i64) -> bool {
     data_type == DataType::Float16 as i64 || data_type == DataType::Bfloat16 as i64
 }
 
-fn widen_tensor(tensor: &mut TensorProto) {
-    let external = tensor.data_location == Some(DataLocation::External as i32);
-    if !is_half(i64::from(tensor.data_type)) || external {
-        return;
+/// The bytes come through tract, which resolves external data; that it has no bf16 does not
+/// matter, since both halves are 16 bits wide.
+fn widen_tensor(tensor: &mut TensorProto, folder: &Path) -> Result<(), String> {
+    if !is_half(i64::from(tensor.data_type)) {
+        return Ok(());
     }
     let wide: fn(u16) -> f32 = if tensor.data_type == DataType::Bfloat16 as i32 {
         |bits| half::bf16::from_bits(bits).to_f32()
     } else {
         |bits| half::f16::from_bits(bits).to_f32()
     };
-    tensor.raw_data = if tensor.raw_data.is_empty() {
-        // Without raw data, halves are the low 16 bits of the int32 field.
-        let halves = tensor.int32_data.iter().map(|&bits| wide(bits as u16));
-        halves.flat_map(f32::to_le_bytes).collect()
-    } else {
-        let (pairs, _) = tensor.raw_data.as_chunks::<2>();
-        let halves = pairs.iter().map(|&pair| wide(u16::from_le_bytes(pair)));
-        halves.flat_map(f32::to_le_bytes).collect()
-    };
+    tensor.data_type = DataType::Float16 as i32;
+    let stored = guarded(|| load_tensor(&MmapDataResolver, tensor, folder.to_str()))?;
+    let (pairs, _) = stored.as_bytes().as_chunks::<2>();
+    tensor.raw_data = pairs
+        .iter()
+        .flat_map(|&pair| wide(u16::from_ne_bytes(pair)).to_le_bytes())
+        .collect();
     tensor.int32_data.clear();
+    tensor.external_data.clear();
+    tensor.data_location = None;
     tensor.data_type = DataType::Float as i32;
+    Ok(())
+}
+
+/// The folder a file lies in; a model's external data must lie there too.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
 }

@@ -139,6 +139,14 @@ impl Refusal {
         }
     }
 
+    /// The same refusal, with what it is about in front of the reason.
+    fn about(self, what: &str) -> Self {
+        Self {
+            reason: format!("{what}: {}", self.reason),
+            ..self
+        }
+    }
+
     fn at(self, path: &Path) -> ImportError {
         ImportError::NotAdaptable {
             path: path.to_owned(),
@@ -217,8 +225,7 @@ pub fn import_with(
         boundaries,
     } = recognised;
 
-    let parent = destination.parent().filter(|p| !p.as_os_str().is_empty());
-    let folder = parent.unwrap_or(Path::new("."));
+    let folder = load::folder_of(destination);
     let write_error = |source| ImportError::Write {
         path: folder.to_owned(),
         source,

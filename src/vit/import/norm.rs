@@ -124,7 +124,7 @@ fn normalisation_eps(graph: &Graph, core: &str, stream: &str) -> Result<f32, Ref
         .filter_map(|tensor| floats(&tensor).ok().map(|values| values[0]));
     // The exponent of a Pow and the like are constants too: only an eps explains the probe.
     let mut best: Option<(f32, f32)> = None;
-    for eps in candidates.filter(|&eps| eps > 0.0 && eps < 0.1) {
+    for eps in candidates.filter(|&eps| (0.0..0.1).contains(&eps)) {
         let error = SPREADS
             .iter()
             .enumerate()

@@ -58,7 +58,8 @@ pub(super) fn recognise(graph: &Graph) -> Result<(Recognised, Tensors), Refusal>
     let shared = shared.ok_or_else(|| {
         Refusal::new(
             "block 0",
-            "no residual Add reads the embedded tokens and a branch of them",
+            "no residual Add joins the embedded tokens with a branch of them; a norm between \
+             embedding and blocks is not supported",
         )
     })?;
     let (output, final_norm) =
