@@ -5,6 +5,7 @@ mod geometry;
 pub mod import;
 pub mod positions;
 pub mod reference;
+pub mod store;
 mod weights;
 
 pub use geometry::{Activation, Geometry, Pixels};
