@@ -52,6 +52,7 @@ impl Trace {
             memo: HashMap::new(),
         };
         let trace = tracer.trace(value, MAX_DEPTH)?;
+        // The memo holds the same trace; without it, nothing has to be copied.
         drop(tracer);
         Ok(Rc::unwrap_or_clone(trace))
     }
@@ -198,22 +199,17 @@ impl Tracer<'_> {
                 .ok_or_else(|| unexpected("an input", &format!("none on {}", node.op_type)))
         };
         let operator = node.op_type.as_str();
-        let elements = match operator {
+        let (source, elements) = match operator {
             "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => {
                 let inner = self.trace(input(0)?, left)?;
                 let flat = inner.elements.iter().copied().collect();
-                return Ok(Some(Trace {
-                    source: inner.source.clone(),
-                    elements: shaped(flat, &self.graph.shape(value)?)?,
-                }));
+                let elements = shaped(flat, &self.graph.shape(value)?)?;
+                (inner.source.clone(), elements)
             }
             "Transpose" | "Expand" | "Slice" | "Split" | "Gather" => {
                 let inner = self.trace(input(0)?, left)?;
-                let moved = self.moved(node, slot, value, &inner.elements)?;
-                return Ok(Some(Trace {
-                    source: inner.source.clone(),
-                    elements: moved,
-                }));
+                let elements = self.moved(node, slot, value, &inner.elements)?;
+                (inner.source.clone(), elements)
             }
             "Concat" => return self.concatenated(node, left).map(Some),
             "Add" | "Sub" | "Mul" | "Div" => {
@@ -235,12 +231,11 @@ impl Tracer<'_> {
                 let elements = ndarray::Zip::from(&x)
                     .and(&y)
                     .map_collect(|&x, &y| affine(operator, x, y));
-                let source = a.source.clone().or_else(|| b.source.clone());
-                return Ok(Some(Trace { source, elements }));
+                (a.source.clone().or_else(|| b.source.clone()), elements)
             }
-            _ => None,
+            _ => return Ok(None),
         };
-        Ok(elements)
+        Ok(Some(Trace { source, elements }))
     }
 
     fn concatenated(&mut self, node: &NodeProto, left: usize) -> Result<Trace, Refusal> {
