@@ -2,8 +2,12 @@
 //! train and validation split, and the cache of the frozen prefix's outputs.
 
 mod decode;
+mod folder;
 mod jpeg;
 mod preprocess;
+mod split;
 
 pub use decode::{DecodeError, Fault, Limits, Rgb, decode, decode_bytes};
+pub use folder::{ClassFolder, FolderError, SkipReason, Skipped, TaskFolder};
 pub use preprocess::{Fit, normalise, patchify, resize_square};
+pub use split::{DEFAULT_FRACTION, Split, split, split_class};
