@@ -1,12 +1,14 @@
 //! From folders of photos to the numbers a ViT reads: task folders, decoding, preprocessing, the
 //! train and validation split, and the cache of the frozen prefix's outputs.
 
+mod cache;
 mod decode;
 mod folder;
 mod jpeg;
 mod preprocess;
 mod split;
 
+pub use cache::{CacheError, PrefixCache};
 pub use decode::{DecodeError, Fault, Limits, Rgb, decode, decode_bytes};
 pub use folder::{ClassFolder, FolderError, SkipReason, Skipped, TaskFolder};
 pub use preprocess::{Fit, normalise, patchify, resize_square};
