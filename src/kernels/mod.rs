@@ -1,4 +1,10 @@
 //! The arithmetic of a transformer block: each kernel's forward and backward side by side, over
 //! slices with explicit sizes. Matrices are row-major `f32`.
 
+pub mod attention;
+pub mod exp;
+pub mod gelu;
 pub mod matmul;
+pub mod norm;
+mod simd;
+pub mod softmax;

@@ -1,0 +1,247 @@
+//! Multi-head self-attention of one image over a fused query, key and value buffer (Vaswani et
+//! al., arXiv 1706.03762, section 3.2). Only `tile` rows of the probability matrix exist at a time,
+//! and the backward pass computes them again instead of reading them back.
+
+use super::matmul::{MatMut, MatRef, matmul};
+use super::softmax::{softmax_backward, softmax_forward};
+
+/// Sizes of one image's attention; the width D is `heads * head_dim`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    pub tokens: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    /// Rows of the probability matrix held at a time, 1 to `tokens`.
+    pub tile: usize,
+}
+
+impl AttentionShape {
+    /// Floats of scratch that [`attention_forward`] needs: `[tile, tokens]`.
+    pub fn forward_scratch(&self) -> usize {
+        self.tile * self.tokens
+    }
+
+    /// Floats of scratch that [`attention_backward`] needs: probabilities and their gradient
+    /// `[tile, tokens]` each, and one head's gradients, queries `[tile, head_dim]`, keys and values
+    /// `[tokens, head_dim]` each.
+    pub fn backward_scratch(&self) -> usize {
+        2 * self.forward_scratch() + (self.tile + 2 * self.tokens) * self.head_dim
+    }
+
+    fn dim(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// `(first row, rows)` of each tile.
+    fn tiles(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (tokens, tile) = (self.tokens, self.tile);
+        (0..tokens)
+            .step_by(tile)
+            .map(move |first| (first, tile.min(tokens - first)))
+    }
+
+    /// `[rows, head_dim]` from token `first` on, `column` floats into each row of `[tokens, width]`.
+    fn rows<'a>(
+        &self,
+        data: &'a [f32],
+        width: usize,
+        column: usize,
+        (first, rows): (usize, usize),
+    ) -> MatRef<'a> {
+        MatRef::strided(&data[first * width + column..], rows, self.head_dim, width)
+    }
+
+    /// Writes a dense `[rows, head_dim]` into `column` of `[tokens, 3 D]`, from token `first` on.
+    fn store(&self, rows: &[f32], qkv: &mut [f32], column: usize, first: usize) {
+        let tokens = qkv.chunks_exact_mut(3 * self.dim()).skip(first);
+        for (token, row) in tokens.zip(rows.chunks_exact(self.head_dim)) {
+            token[column..column + self.head_dim].copy_from_slice(row);
+        }
+    }
+}
+
+/// `out = softmax(q k^T / sqrt(head_dim)) v` for each head.
+///
+/// qkv `[tokens, 3 D]`: query, key and value side by side, heads side by side in each; out
+/// `[tokens, D]`; scratch at least [`AttentionShape::forward_scratch`].
+///
+/// # Panics
+/// When a slice is shorter than its shape says.
+pub fn attention_forward(
+    shape: &AttentionShape,
+    qkv: &[f32],
+    out: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let (dim, tokens) = (shape.dim(), shape.tokens);
+    for column in (0..dim).step_by(shape.head_dim) {
+        let k = shape.rows(qkv, 3 * dim, dim + column, (0, tokens));
+        let v = shape.rows(qkv, 3 * dim, 2 * dim + column, (0, tokens));
+        for tile in shape.tiles() {
+            let q = shape.rows(qkv, 3 * dim, column, tile);
+            let p = &mut scratch[..tile.1 * tokens];
+            matmul(shape.scale(), q, k.t(), 0.0, MatMut::new(p, tile.1, tokens));
+            softmax_forward(p, tokens);
+            let out = MatMut::strided(
+                &mut out[tile.0 * dim + column..],
+                tile.1,
+                shape.head_dim,
+                dim,
+            );
+            matmul(1.0, MatRef::new(p, tile.1, tokens), v, 0.0, out);
+        }
+    }
+}
+
+/// The gradients of [`attention_forward`]: with P the probabilities and S the scaled scores,
+/// `dV = P^T d_out`, `dP = d_out V^T`, `dS = P (dP - rowsum(P dP))`, `dQ = dS K / sqrt(head_dim)`,
+/// `dK = dS^T Q / sqrt(head_dim)`.
+///
+/// qkv `[tokens, 3 D]`, replaced by its gradient; d_out `[tokens, D]`; scratch at least
+/// [`AttentionShape::backward_scratch`].
+///
+/// # Panics
+/// When a slice is shorter than its shape says.
+pub fn attention_backward(
+    shape: &AttentionShape,
+    qkv: &mut [f32],
+    d_out: &[f32],
+    scratch: &mut [f32],
+) {
+    let (dim, tokens, hd, scale) = (shape.dim(), shape.tokens, shape.head_dim, shape.scale());
+    let all = (0, tokens);
+    let (p, rest) = scratch.split_at_mut(shape.forward_scratch());
+    let (d_p, rest) = rest.split_at_mut(shape.forward_scratch());
+    let (d_q, rest) = rest.split_at_mut(shape.tile * hd);
+    let (d_k, d_v) = rest.split_at_mut(tokens * hd);
+    let d_v = &mut d_v[..tokens * hd];
+    for column in (0..dim).step_by(hd) {
+        for tile in shape.tiles() {
+            let q = shape.rows(qkv, 3 * dim, column, tile);
+            let k = shape.rows(qkv, 3 * dim, dim + column, all);
+            let v = shape.rows(qkv, 3 * dim, 2 * dim + column, all);
+            let d_out = shape.rows(d_out, dim, column, tile);
+            let p = &mut p[..tile.1 * tokens];
+            let d_p = &mut d_p[..tile.1 * tokens];
+            matmul(scale, q, k.t(), 0.0, MatMut::new(p, tile.1, tokens));
+            softmax_forward(p, tokens);
+            matmul(1.0, d_out, v.t(), 0.0, MatMut::new(d_p, tile.1, tokens));
+            softmax_backward(p, d_p, tokens);
+            let p = MatRef::new(p, tile.1, tokens);
+            let d_s = MatRef::new(d_p, tile.1, tokens);
+            // Keys and values collect from every tile of queries.
+            let beta = if tile.0 == 0 { 0.0 } else { 1.0 };
+            matmul(scale, d_s.t(), q, beta, MatMut::new(d_k, tokens, hd));
+            matmul(1.0, p.t(), d_out, beta, MatMut::new(d_v, tokens, hd));
+            matmul(scale, d_s, k, 0.0, MatMut::new(d_q, tile.1, hd));
+            // No later tile reads these queries, and no later head this head's columns.
+            shape.store(&d_q[..tile.1 * hd], qkv, column, tile.0);
+        }
+        shape.store(d_k, qkv, dim + column, 0);
+        shape.store(d_v, qkv, 2 * dim + column, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Attention in f64, one output element at a time.
+    fn twin(shape: &AttentionShape, qkv: &[f64]) -> Vec<f64> {
+        let (dim, hd) = (shape.dim(), shape.head_dim);
+        let at = |t: usize, c: usize| qkv[t * 3 * dim + c];
+        let mut out = vec![0.0; shape.tokens * dim];
+        for h in 0..shape.heads {
+            for t in 0..shape.tokens {
+                let weights: Vec<f64> = (0..shape.tokens)
+                    .map(|s| {
+                        let dot: f64 = (h * hd..(h + 1) * hd)
+                            .map(|c| at(t, c) * at(s, dim + c))
+                            .sum();
+                        (dot / (hd as f64).sqrt()).exp()
+                    })
+                    .collect();
+                let sum: f64 = weights.iter().sum();
+                for c in h * hd..(h + 1) * hd {
+                    out[t * dim + c] = (0..shape.tokens)
+                        .map(|s| weights[s] / sum * at(s, 2 * dim + c))
+                        .sum();
+                }
+            }
+        }
+        out
+    }
+
+    /// A shape with qkv `[tokens, 3 D]` and d_out `[tokens, D]`.
+    fn case() -> impl Strategy<Value = (AttentionShape, Vec<f32>, Vec<f32>)> {
+        (1usize..9, 1usize..4, 1usize..6, 1usize..9).prop_flat_map(
+            |(tokens, heads, head_dim, tile)| {
+                let tile = tile.min(tokens);
+                let values = |n| prop::collection::vec(-1.5f32..1.5, n);
+                let len = tokens * heads * head_dim;
+                let shape = AttentionShape {
+                    tokens,
+                    heads,
+                    head_dim,
+                    tile,
+                };
+                (Just(shape), values(3 * len), values(len))
+            },
+        )
+    }
+
+    fn widen(x: &[f32]) -> Vec<f64> {
+        x.iter().copied().map(f64::from).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn attention_follows_its_twin((shape, qkv, d_out) in case()) {
+            let mut out = vec![f32::NAN; d_out.len()];
+            let mut scratch = vec![f32::NAN; shape.forward_scratch()];
+            attention_forward(&shape, &qkv, &mut out, &mut scratch);
+            for (expected, &got) in twin(&shape, &widen(&qkv)).iter().zip(&out) {
+                prop_assert!((expected - f64::from(got)).abs() < 1e-5, "{got}, not {expected}");
+            }
+        }
+
+        #[test]
+        fn the_gradient_follows_central_differences((shape, qkv, d_out) in case()) {
+            let mut d_qkv = qkv.clone();
+            let mut scratch = vec![f32::NAN; shape.backward_scratch()];
+            attention_backward(&shape, &mut d_qkv, &d_out, &mut scratch);
+            let loss = |qkv: &[f64]| -> f64 {
+                twin(&shape, qkv).iter().zip(&d_out).map(|(y, &d)| y * f64::from(d)).sum()
+            };
+            let mut nudged = widen(&qkv);
+            for i in 0..qkv.len() {
+                nudged[i] += 1e-5;
+                let above = loss(&nudged);
+                nudged[i] -= 2e-5;
+                let slope = (above - loss(&nudged)) / 2e-5;
+                nudged[i] += 1e-5;
+                prop_assert!((slope - f64::from(d_qkv[i])).abs() < 2e-5, "{}, not {slope}", d_qkv[i]);
+            }
+        }
+
+        #[test]
+        fn tiles_do_not_change_the_gradient((shape, qkv, d_out) in case()) {
+            let run = |tile| {
+                let shape = AttentionShape { tile, ..shape };
+                let mut d_qkv = qkv.clone();
+                let mut scratch = vec![f32::NAN; shape.backward_scratch()];
+                attention_backward(&shape, &mut d_qkv, &d_out, &mut scratch);
+                d_qkv
+            };
+            for (a, b) in run(shape.tile).iter().zip(run(shape.tokens)) {
+                prop_assert!((a - b).abs() < 1e-5);
+            }
+        }
+    }
+}
