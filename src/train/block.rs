@@ -1,0 +1,337 @@
+//! One pre-norm transformer block with low-rank adapters, forward and backward side by side.
+//!
+//! `x1 = x + attention(norm1(x)) W_proj`, `y = x1 + gelu(norm2(x1) W_1) W_2`, biases left out here.
+//! An adapter adds `((h A) C) B^T` to the query, key or value of `h = norm1(x)` (FM-LoRA,
+//! arXiv 2504.08823). The block keeps nothing between its passes: the backward pass starts from the
+//! block's input and recomputes the rest (gradient checkpointing, Chen et al., arXiv 1604.06174), the
+//! MLP a few rows at a time. Gradients of frozen matrices are never formed.
+//!
+//! Nothing here allocates: every buffer is carved from one scratch slice, in the order of
+//! [`buffers`].
+
+mod adapter;
+mod linear;
+mod scratch;
+
+pub use adapter::{Adapter, AdapterGrad, Adapters};
+pub use scratch::{Buffer, buffers, forward_buffers, forward_scratch_len, scratch_len};
+
+use adapter::{adapter_backward, adapter_forward};
+use linear::{add_bias, add_product, linear, product, product_transposed};
+use scratch::carve;
+
+use crate::kernels::attention::{AttentionShape, attention_backward, attention_forward};
+use crate::kernels::gelu::{gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward};
+use crate::kernels::matmul::{MatMut, MatRef, matmul};
+use crate::kernels::norm::{layer_norm_backward, layer_norm_forward};
+use crate::vit::{Activation, BlockWeights};
+
+/// Sizes of a micro-batch in one block, and of the tiles it is worked through in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BlockShape {
+    pub images: usize,
+    /// Tokens of one image, prompts included.
+    pub tokens: usize,
+    /// Model width D.
+    pub dim: usize,
+    /// Attention heads; divides `dim`.
+    pub heads: usize,
+    /// Width of the MLP between its two matrices.
+    pub hidden: usize,
+    /// Largest rank among the adapters; 0 without any.
+    pub rank: usize,
+    /// Added to the variance in both norms.
+    pub norm_eps: f32,
+    pub activation: Activation,
+    /// Rows, over all images, that pass through the MLP at a time; more than there are means all.
+    pub mlp_rows: usize,
+    /// Rows of one head's probability matrix held at a time; more than `tokens` means all.
+    pub attention_rows: usize,
+}
+
+impl BlockShape {
+    /// Rows of the token matrix: `images * tokens`.
+    pub fn rows(&self) -> usize {
+        self.images * self.tokens
+    }
+
+    fn mlp_tile(&self) -> usize {
+        self.mlp_rows.clamp(1, self.rows())
+    }
+
+    fn attention(&self) -> AttentionShape {
+        AttentionShape {
+            tokens: self.tokens,
+            heads: self.heads,
+            head_dim: self.dim / self.heads,
+            tile: self.attention_rows.clamp(1, self.tokens),
+        }
+    }
+}
+
+/// What [`backward`] is asked for.
+#[derive(Debug, Default)]
+pub struct Gradients<'a> {
+    /// For query, key and value; ignored where there is no adapter.
+    pub adapters: [AdapterGrad<'a>; 3],
+    /// Whether the gradient to the block's input is needed. Below the first adapted block nothing
+    /// learns, unless prompts enter there.
+    pub input: bool,
+}
+
+/// The block's output: input, output `[images * tokens, D]`. Without adapters it is the frozen block.
+///
+/// # Panics
+/// When a slice does not have the length the shape says, or scratch is shorter than
+/// [`forward_scratch_len`].
+pub fn forward(
+    shape: &BlockShape,
+    weights: &BlockWeights<'_>,
+    adapters: &Adapters<'_>,
+    input: &[f32],
+    output: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let (rows, dim, tile) = (shape.rows(), shape.dim, shape.mlp_tile());
+    assert_eq!(input.len(), rows * dim, "block input has the wrong length");
+    assert_eq!(
+        output.len(),
+        rows * dim,
+        "block output has the wrong length"
+    );
+    let [normed, qkv, workspace, low_rank, statistics] = carve(&forward_buffers(shape), scratch);
+    let (mean, rstd) = statistics.split_at_mut(rows);
+
+    norm1(shape, weights, input, normed, mean, rstd);
+    project(shape, weights, adapters, normed, qkv, low_rank);
+    let attended = normed;
+    attend(shape, qkv, attended, workspace);
+
+    let tiles = input.chunks(tile * dim).zip(attended.chunks(tile * dim));
+    for ((x, attended), y) in tiles.zip(output.chunks_mut(tile * dim)) {
+        let n = x.len() / dim;
+        let (normed, rest) = workspace.split_at_mut(n * dim);
+        let hidden = &mut rest[..n * shape.hidden];
+        // y holds x1 first; the MLP's output is added on top.
+        residual(shape, weights, x, attended, y);
+        norm2(shape, weights, y, normed, &mut mean[..n], &mut rstd[..n]);
+        linear(normed, weights.fc1_weight, weights.fc1_bias, hidden);
+        match shape.activation {
+            Activation::Gelu => gelu_forward(hidden),
+            Activation::GeluTanh => gelu_tanh_forward(hidden),
+        }
+        add_bias(y, weights.fc2_bias);
+        add_product(hidden, weights.fc2_weight, y, shape.hidden);
+    }
+}
+
+/// The gradients of [`forward`], from the block's input and the gradient of its output.
+///
+/// input, gradient `[images * tokens, D]`. `gradient` is the output's on entry and the input's on
+/// return, unspecified when [`Gradients::input`] is off. Adapter gradients are added to what
+/// `gradients` holds.
+///
+/// # Panics
+/// When a slice does not have the length the shape says, or scratch is shorter than [`scratch_len`].
+pub fn backward(
+    shape: &BlockShape,
+    weights: &BlockWeights<'_>,
+    adapters: &Adapters<'_>,
+    input: &[f32],
+    gradient: &mut [f32],
+    gradients: &mut Gradients<'_>,
+    scratch: &mut [f32],
+) {
+    let (rows, dim) = (shape.rows(), shape.dim);
+    assert_eq!(input.len(), rows * dim, "block input has the wrong length");
+    assert_eq!(
+        gradient.len(),
+        rows * dim,
+        "block gradient has the wrong length"
+    );
+    let [normed, qkv, attended, workspace, low_rank, statistics] = carve(&buffers(shape), scratch);
+    let (statistics1, statistics2) = statistics.split_at_mut(2 * rows);
+    let (mean, rstd) = statistics1.split_at_mut(rows);
+
+    norm1(shape, weights, input, normed, mean, rstd);
+    project(shape, weights, adapters, normed, qkv, low_rank);
+    attend(shape, qkv, attended, workspace);
+
+    mlp_backward(
+        shape,
+        weights,
+        input,
+        attended,
+        gradient,
+        workspace,
+        statistics2,
+    );
+    let d_attended = attended;
+    let image = shape.tokens * dim;
+    for (qkv, d_attended) in qkv
+        .chunks_exact_mut(3 * image)
+        .zip(d_attended.chunks_exact(image))
+    {
+        attention_backward(&shape.attention(), qkv, d_attended, workspace);
+    }
+    let d_qkv = qkv;
+
+    let d_normed = d_attended;
+    if gradients.input {
+        let d_qkv = MatRef::new(d_qkv, rows, 3 * dim);
+        let weight = MatRef::new(weights.qkv_weight, dim, 3 * dim);
+        matmul(
+            1.0,
+            d_qkv,
+            weight.t(),
+            0.0,
+            MatMut::new(d_normed, rows, dim),
+        );
+    }
+    for (index, (adapter, grad)) in adapters.iter().zip(&mut gradients.adapters).enumerate() {
+        if let Some(adapter) = adapter {
+            let d_out = MatRef::strided(&d_qkv[index * dim..], rows, dim, 3 * dim);
+            let d_normed = gradients.input.then_some(&mut *d_normed);
+            adapter_backward(adapter, normed, d_out, grad, d_normed, low_rank);
+        }
+    }
+    if gradients.input {
+        layer_norm_backward(d_normed, input, weights.norm1.gain, mean, rstd, gradient);
+    }
+}
+
+/// `z = norm1(input) A` for each adapted projection, one `[images * tokens, rank]` after the other
+/// in z: what a change of that adapter's core is multiplied with.
+///
+/// # Panics
+/// When a slice does not have the length the shape says, or scratch is shorter than
+/// [`forward_scratch_len`].
+pub fn adapter_input(
+    shape: &BlockShape,
+    weights: &BlockWeights<'_>,
+    adapters: &Adapters<'_>,
+    input: &[f32],
+    z: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let (rows, dim) = (shape.rows(), shape.dim);
+    let [normed, _, _, _, statistics] = carve(&forward_buffers(shape), scratch);
+    let (mean, rstd) = statistics.split_at_mut(rows);
+    norm1(shape, weights, input, normed, mean, rstd);
+    let mut rest = z;
+    for adapter in adapters.iter().flatten() {
+        let (z, remaining) = rest.split_at_mut(rows * adapter.rank);
+        product(normed, adapter.a, z, dim);
+        rest = remaining;
+    }
+    assert!(rest.is_empty(), "z is longer than the adapters' ranks say");
+}
+
+/// `normed = norm1(x)`: x, normed `[rows, D]`; mean, rstd `[rows]`.
+fn norm1(
+    shape: &BlockShape,
+    weights: &BlockWeights<'_>,
+    x: &[f32],
+    normed: &mut [f32],
+    mean: &mut [f32],
+    rstd: &mut [f32],
+) {
+    let norm = weights.norm1;
+    layer_norm_forward(x, norm.gain, norm.bias, shape.norm_eps, normed, mean, rstd);
+}
+
+/// `normed = norm2(x1)`: x1, normed `[rows, D]`; mean, rstd `[rows]`.
+fn norm2(
+    shape: &BlockShape,
+    weights: &BlockWeights<'_>,
+    x1: &[f32],
+    normed: &mut [f32],
+    mean: &mut [f32],
+    rstd: &mut [f32],
+) {
+    let norm = weights.norm2;
+    layer_norm_forward(x1, norm.gain, norm.bias, shape.norm_eps, normed, mean, rstd);
+}
+
+/// `qkv = h W + bias`, and `((h A) C) B^T` on top where there is an adapter: normed `[rows, D]`, qkv
+/// `[rows, 3 D]`, low_rank `[2 rows, rank]`.
+fn project(
+    shape: &BlockShape,
+    weights: &BlockWeights<'_>,
+    adapters: &Adapters<'_>,
+    normed: &[f32],
+    qkv: &mut [f32],
+    low_rank: &mut [f32],
+) {
+    let (rows, dim) = (shape.rows(), shape.dim);
+    linear(normed, weights.qkv_weight, weights.qkv_bias, qkv);
+    for (index, adapter) in adapters.iter().enumerate() {
+        if let Some(adapter) = adapter {
+            let out = MatMut::strided(&mut qkv[index * dim..], rows, dim, 3 * dim);
+            adapter_forward(adapter, normed, out, low_rank);
+        }
+    }
+}
+
+/// Attention of every image: qkv `[rows, 3 D]`, attended `[rows, D]`.
+fn attend(shape: &BlockShape, qkv: &[f32], attended: &mut [f32], workspace: &mut [f32]) {
+    let image = shape.tokens * shape.dim;
+    let images = qkv.chunks_exact(3 * image);
+    for (qkv, attended) in images.zip(attended.chunks_exact_mut(image)) {
+        attention_forward(&shape.attention(), qkv, attended, workspace);
+    }
+}
+
+/// `x1 = x + attended W_proj + bias`: x, attended, x1 `[rows, D]`.
+fn residual(
+    shape: &BlockShape,
+    weights: &BlockWeights<'_>,
+    x: &[f32],
+    attended: &[f32],
+    x1: &mut [f32],
+) {
+    x1.copy_from_slice(x);
+    add_bias(x1, weights.proj_bias);
+    add_product(attended, weights.proj_weight, x1, shape.dim);
+}
+
+/// From the output's gradient to that of `x1`, in place, and on to the attention output's, which
+/// replaces it: input, attended, gradient `[rows, D]`; statistics `[2, tile]`.
+///
+/// One tile of rows goes all the way before the next, so that only `[tile, hidden]` is ever held.
+fn mlp_backward(
+    shape: &BlockShape,
+    weights: &BlockWeights<'_>,
+    input: &[f32],
+    attended: &mut [f32],
+    gradient: &mut [f32],
+    workspace: &mut [f32],
+    statistics: &mut [f32],
+) {
+    let (dim, tile) = (shape.dim, shape.mlp_tile());
+    let tiles = input
+        .chunks(tile * dim)
+        .zip(attended.chunks_mut(tile * dim));
+    for ((x, attended), d) in tiles.zip(gradient.chunks_mut(tile * dim)) {
+        let n = x.len() / dim;
+        let (mean, rstd) = statistics[..2 * n].split_at_mut(n);
+        let (x1, rest) = workspace.split_at_mut(n * dim);
+        let (normed, rest) = rest.split_at_mut(n * dim);
+        let (hidden, rest) = rest.split_at_mut(n * shape.hidden);
+        let d_hidden = &mut rest[..n * shape.hidden];
+
+        residual(shape, weights, x, attended, x1);
+        norm2(shape, weights, x1, normed, mean, rstd);
+        linear(normed, weights.fc1_weight, weights.fc1_bias, hidden);
+
+        product_transposed(d, weights.fc2_weight, d_hidden, dim);
+        match shape.activation {
+            Activation::Gelu => gelu_backward(hidden, d_hidden),
+            Activation::GeluTanh => gelu_tanh_backward(hidden, d_hidden),
+        }
+        let d_normed = normed;
+        product_transposed(d_hidden, weights.fc1_weight, d_normed, shape.hidden);
+        layer_norm_backward(d_normed, x1, weights.norm2.gain, mean, rstd, d);
+        product_transposed(d, weights.proj_weight, attended, dim);
+    }
+}
