@@ -59,6 +59,7 @@ impl Fixture {
             norm_eps: self.index["norm_eps"].as_float().unwrap() as f32,
             activation,
             mlp_rows: usize::MAX,
+            mlp_columns: usize::MAX,
             attention_rows: usize::MAX,
         }
     }
@@ -404,10 +405,14 @@ fn a_batch_equals_its_images_one_by_one() {
 
 proptest! {
     #[test]
-    fn tiles_do_not_change_anything(mlp_rows in 1usize..16, attention_rows in 1usize..9) {
+    fn tiles_do_not_change_anything(
+        mlp_rows in 1usize..16,
+        mlp_columns in 1usize..42,
+        attention_rows in 1usize..9,
+    ) {
         let fixture = Fixture::read();
         let whole = fixture.shape(Activation::Gelu);
-        let tiled = BlockShape { mlp_rows, attention_rows, ..whole };
+        let tiled = BlockShape { mlp_rows, mlp_columns, attention_rows, ..whole };
         let (weights, adapters) = (fixture.weights(), fixture.adapters());
         let (input, d_output) = (fixture.get("input"), fixture.get("d_output"));
         let run = |shape| run(shape, &weights, &adapters, input, d_output);

@@ -155,19 +155,22 @@ fn shape() -> impl Strategy<Value = BlockShape> {
         1usize..20,
         1usize..5,
     );
-    (sizes, 1usize..30, 1usize..9).prop_map(
-        |((images, tokens, heads, width, hidden, rank), mlp_rows, attention_rows)| BlockShape {
-            images,
-            tokens,
-            dim: heads * width,
-            heads,
-            hidden,
-            rank,
-            // Large, because a row of nearly equal elements would amplify f32 rounding.
-            norm_eps: 0.1,
-            activation: Activation::GeluTanh,
-            mlp_rows,
-            attention_rows,
+    (sizes, 1usize..30, 1usize..20, 1usize..9).prop_map(
+        |((images, tokens, heads, width, hidden, rank), mlp_rows, mlp_columns, attention_rows)| {
+            BlockShape {
+                images,
+                tokens,
+                dim: heads * width,
+                heads,
+                hidden,
+                rank,
+                // Large, because a row of nearly equal elements would amplify f32 rounding.
+                norm_eps: 0.1,
+                activation: Activation::GeluTanh,
+                mlp_rows,
+                mlp_columns,
+                attention_rows,
+            }
         },
     )
 }

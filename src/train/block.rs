@@ -4,7 +4,7 @@
 //! An adapter adds `((h A) C) B^T` to the query, key or value of `h = norm1(x)` (FM-LoRA,
 //! arXiv 2504.08823). The block keeps nothing between its passes: the backward pass starts from the
 //! block's input and recomputes the rest (gradient checkpointing, Chen et al., arXiv 1604.06174), the
-//! MLP a few rows at a time. Gradients of frozen matrices are never formed.
+//! MLP a tile at a time. Gradients of frozen matrices are never formed.
 //!
 //! Nothing here allocates: every buffer is carved from one scratch slice, in the order of
 //! [`buffers`].
@@ -17,12 +17,14 @@ pub use adapter::{Adapter, AdapterGrad, Adapters};
 pub use scratch::{Buffer, buffers, forward_buffers, forward_scratch_len, scratch_len};
 
 use adapter::{adapter_backward, adapter_forward};
-use linear::{add_bias, add_product, linear, product, product_transposed};
+use linear::{add_bias, linear, product};
 use scratch::carve;
+
+use std::ops::Range;
 
 use crate::kernels::attention::{AttentionShape, attention_backward, attention_forward};
 use crate::kernels::gelu::{gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward};
-use crate::kernels::matmul::{MatMut, MatRef, matmul};
+use crate::kernels::matmul::{MatMut, MatRef};
 use crate::kernels::norm::{layer_norm_backward, layer_norm_forward};
 use crate::vit::{Activation, BlockWeights};
 
@@ -45,6 +47,9 @@ pub struct BlockShape {
     pub activation: Activation,
     /// Rows, over all images, that pass through the MLP at a time; more than there are means all.
     pub mlp_rows: usize,
+    /// Hidden columns computed at a time; more than `hidden` means all. Narrow columns read every
+    /// weight once a row tile, short row tiles read all weights again for each.
+    pub mlp_columns: usize,
     /// Rows of one head's probability matrix held at a time; more than `tokens` means all.
     pub attention_rows: usize,
 }
@@ -55,8 +60,19 @@ impl BlockShape {
         self.images * self.tokens
     }
 
-    fn mlp_tile(&self) -> usize {
+    fn mlp_row_tile(&self) -> usize {
         self.mlp_rows.clamp(1, self.rows())
+    }
+
+    fn mlp_column_tile(&self) -> usize {
+        self.mlp_columns.clamp(1, self.hidden)
+    }
+
+    fn mlp_column_tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (hidden, tile) = (self.hidden, self.mlp_column_tile());
+        (0..hidden)
+            .step_by(tile)
+            .map(move |first| first..hidden.min(first + tile))
     }
 
     fn attention(&self) -> AttentionShape {
@@ -92,7 +108,7 @@ pub fn forward(
     output: &mut [f32],
     scratch: &mut [f32],
 ) {
-    let (rows, dim, tile) = (shape.rows(), shape.dim, shape.mlp_tile());
+    let (rows, dim, tile) = (shape.rows(), shape.dim, shape.mlp_row_tile());
     assert_eq!(input.len(), rows * dim, "block input has the wrong length");
     assert_eq!(
         output.len(),
@@ -111,17 +127,20 @@ pub fn forward(
     for ((x, attended), y) in tiles.zip(output.chunks_mut(tile * dim)) {
         let n = x.len() / dim;
         let (normed, rest) = workspace.split_at_mut(n * dim);
-        let hidden = &mut rest[..n * shape.hidden];
         // y holds x1 first; the MLP's output is added on top.
         residual(shape, weights, x, attended, y);
         norm2(shape, weights, y, normed, &mut mean[..n], &mut rstd[..n]);
-        linear(normed, weights.fc1_weight, weights.fc1_bias, hidden);
-        match shape.activation {
-            Activation::Gelu => gelu_forward(hidden),
-            Activation::GeluTanh => gelu_tanh_forward(hidden),
-        }
         add_bias(y, weights.fc2_bias);
-        add_product(hidden, weights.fc2_weight, y, shape.hidden);
+        for columns in shape.mlp_column_tiles() {
+            let (fc1, fc1_bias, fc2) = mlp_weights(shape, weights, &columns);
+            let hidden = &mut rest[..n * columns.len()];
+            linear(normed, fc1, fc1_bias, hidden);
+            match shape.activation {
+                Activation::Gelu => gelu_forward(hidden),
+                Activation::GeluTanh => gelu_tanh_forward(hidden),
+            }
+            product(hidden, fc2, 1.0, y);
+        }
     }
 }
 
@@ -178,15 +197,8 @@ pub fn backward(
 
     let d_normed = d_attended;
     if gradients.input {
-        let d_qkv = MatRef::new(d_qkv, rows, 3 * dim);
         let weight = MatRef::new(weights.qkv_weight, dim, 3 * dim);
-        matmul(
-            1.0,
-            d_qkv,
-            weight.t(),
-            0.0,
-            MatMut::new(d_normed, rows, dim),
-        );
+        product(d_qkv, weight.t(), 0.0, d_normed);
     }
     for (index, (adapter, grad)) in adapters.iter().zip(&mut gradients.adapters).enumerate() {
         if let Some(adapter) = adapter {
@@ -221,7 +233,7 @@ pub fn adapter_input(
     let mut rest = z;
     for adapter in adapters.iter().flatten() {
         let (z, remaining) = rest.split_at_mut(rows * adapter.rank);
-        product(normed, adapter.a, z, dim);
+        product(normed, MatRef::new(adapter.a, dim, adapter.rank), 0.0, z);
         rest = remaining;
     }
     assert!(rest.is_empty(), "z is longer than the adapters' ranks say");
@@ -264,7 +276,8 @@ fn project(
     low_rank: &mut [f32],
 ) {
     let (rows, dim) = (shape.rows(), shape.dim);
-    linear(normed, weights.qkv_weight, weights.qkv_bias, qkv);
+    let weight = MatRef::new(weights.qkv_weight, dim, 3 * dim);
+    linear(normed, weight, weights.qkv_bias, qkv);
     for (index, adapter) in adapters.iter().enumerate() {
         if let Some(adapter) = adapter {
             let out = MatMut::strided(&mut qkv[index * dim..], rows, dim, 3 * dim);
@@ -292,13 +305,27 @@ fn residual(
 ) {
     x1.copy_from_slice(x);
     add_bias(x1, weights.proj_bias);
-    add_product(attended, weights.proj_weight, x1, shape.dim);
+    let weight = MatRef::new(weights.proj_weight, shape.dim, shape.dim);
+    product(attended, weight, 1.0, x1);
+}
+
+/// The MLP's weights of some hidden columns: fc1 `[D, columns]` and its bias, fc2 `[columns, D]`.
+fn mlp_weights<'w>(
+    shape: &BlockShape,
+    weights: &BlockWeights<'w>,
+    columns: &Range<usize>,
+) -> (MatRef<'w>, &'w [f32], MatRef<'w>) {
+    let (dim, hidden, n) = (shape.dim, shape.hidden, columns.len());
+    let fc1 = MatRef::strided(&weights.fc1_weight[columns.start..], dim, n, hidden);
+    let fc2 = MatRef::new(&weights.fc2_weight[columns.start * dim..], n, dim);
+    (fc1, &weights.fc1_bias[columns.clone()], fc2)
 }
 
 /// From the output's gradient to that of `x1`, in place, and on to the attention output's, which
 /// replaces it: input, attended, gradient `[rows, D]`; statistics `[2, tile]`.
 ///
-/// One tile of rows goes all the way before the next, so that only `[tile, hidden]` is ever held.
+/// One tile of rows goes all the way before the next, and the hidden layer is walked through a tile
+/// of columns at a time, so that it never exists as a whole.
 fn mlp_backward(
     shape: &BlockShape,
     weights: &BlockWeights<'_>,
@@ -308,7 +335,7 @@ fn mlp_backward(
     workspace: &mut [f32],
     statistics: &mut [f32],
 ) {
-    let (dim, tile) = (shape.dim, shape.mlp_tile());
+    let (dim, tile) = (shape.dim, shape.mlp_row_tile());
     let tiles = input
         .chunks(tile * dim)
         .zip(attended.chunks_mut(tile * dim));
@@ -317,21 +344,26 @@ fn mlp_backward(
         let (mean, rstd) = statistics[..2 * n].split_at_mut(n);
         let (x1, rest) = workspace.split_at_mut(n * dim);
         let (normed, rest) = rest.split_at_mut(n * dim);
-        let (hidden, rest) = rest.split_at_mut(n * shape.hidden);
-        let d_hidden = &mut rest[..n * shape.hidden];
 
         residual(shape, weights, x, attended, x1);
         norm2(shape, weights, x1, normed, mean, rstd);
-        linear(normed, weights.fc1_weight, weights.fc1_bias, hidden);
-
-        product_transposed(d, weights.fc2_weight, d_hidden, dim);
-        match shape.activation {
-            Activation::Gelu => gelu_backward(hidden, d_hidden),
-            Activation::GeluTanh => gelu_tanh_backward(hidden, d_hidden),
+        let d_normed = attended;
+        for columns in shape.mlp_column_tiles() {
+            let (fc1, fc1_bias, fc2) = mlp_weights(shape, weights, &columns);
+            let (hidden, rest) = rest.split_at_mut(n * columns.len());
+            let d_hidden = &mut rest[..n * columns.len()];
+            linear(normed, fc1, fc1_bias, hidden);
+            product(d, fc2.t(), 0.0, d_hidden);
+            match shape.activation {
+                Activation::Gelu => gelu_backward(hidden, d_hidden),
+                Activation::GeluTanh => gelu_tanh_backward(hidden, d_hidden),
+            }
+            let beta = if columns.start == 0 { 0.0 } else { 1.0 };
+            product(d_hidden, fc1.t(), beta, d_normed);
         }
-        let d_normed = normed;
-        product_transposed(d_hidden, weights.fc1_weight, d_normed, shape.hidden);
         layer_norm_backward(d_normed, x1, weights.norm2.gain, mean, rstd, d);
-        product_transposed(d, weights.proj_weight, attended, dim);
+        let d_attended = d_normed;
+        let weight = MatRef::new(weights.proj_weight, dim, dim);
+        product(d, weight.t(), 0.0, d_attended);
     }
 }

@@ -42,8 +42,13 @@ fn low_rank_products<'s>(
         "an adapter's rank is above the block shape's"
     );
     let (z, u) = low_rank[..2 * len].split_at_mut(len);
-    product(normed, adapter.a, z, dim);
-    product(z, adapter.c, u, adapter.rank);
+    product(normed, MatRef::new(adapter.a, dim, adapter.rank), 0.0, z);
+    product(
+        z,
+        MatRef::new(adapter.c, adapter.rank, adapter.rank),
+        0.0,
+        u,
+    );
     (z, u)
 }
 

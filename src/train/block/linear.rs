@@ -1,13 +1,13 @@
-//! Products with a frozen weight matrix, on dense rows.
+//! Products of dense rows with a frozen weight matrix.
 
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 
 /// `y = x W + bias`: x `[rows, in]`, W `[in, out]`, bias `[out]`, y `[rows, out]`.
-pub(super) fn linear(x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+pub(super) fn linear(x: &[f32], weight: MatRef<'_>, bias: &[f32], y: &mut [f32]) {
     for row in y.chunks_exact_mut(bias.len()) {
         row.copy_from_slice(bias);
     }
-    add_product(x, weight, y, weight.len() / bias.len());
+    product(x, weight, 1.0, y);
 }
 
 /// `y += bias` on every row: y `[rows, out]`, bias `[out]`.
@@ -19,27 +19,12 @@ pub(super) fn add_bias(y: &mut [f32], bias: &[f32]) {
     }
 }
 
-/// `y = x W`: x `[rows, inner]`, W `[inner, out]`, y `[rows, out]`.
-pub(super) fn product(x: &[f32], weight: &[f32], y: &mut [f32], inner: usize) {
-    dense_matmul(x, weight, 0.0, y, inner);
-}
-
-/// `y += x W`, with the shapes of [`product`].
-pub(super) fn add_product(x: &[f32], weight: &[f32], y: &mut [f32], inner: usize) {
-    dense_matmul(x, weight, 1.0, y, inner);
-}
-
-fn dense_matmul(x: &[f32], weight: &[f32], beta: f32, y: &mut [f32], inner: usize) {
-    let (rows, out) = (x.len() / inner, weight.len() / inner);
+/// `y = x W + beta y`: x `[rows, in]`, W `[in, out]`, y `[rows, out]`.
+///
+/// With the transpose of a layer's weight it carries that layer's gradient backward.
+pub(super) fn product(x: &[f32], weight: MatRef<'_>, beta: f32, y: &mut [f32]) {
+    let (inner, out) = (weight.rows(), weight.cols());
+    let rows = x.len() / inner;
     let x = MatRef::new(x, rows, inner);
-    let weight = MatRef::new(weight, inner, out);
     matmul(1.0, x, weight, beta, MatMut::new(y, rows, out));
-}
-
-/// `x = y W^T`: y `[rows, out]`, W `[in, out]`, x `[rows, in]`.
-pub(super) fn product_transposed(y: &[f32], weight: &[f32], x: &mut [f32], out: usize) {
-    let (rows, inputs) = (y.len() / out, weight.len() / out);
-    let y = MatRef::new(y, rows, out);
-    let weight = MatRef::new(weight, inputs, out);
-    matmul(1.0, y, weight.t(), 0.0, MatMut::new(x, rows, inputs));
 }

@@ -27,8 +27,8 @@ impl Buffer {
 
 /// The scratch of [`backward`], which is enough for every function here, in the order it lies there.
 pub fn buffers(shape: &BlockShape) -> [Buffer; 6] {
-    let (rows, tile) = (shape.rows(), shape.mlp_tile());
-    let mlp = 2 * tile * (shape.dim + shape.hidden);
+    let (rows, tile) = (shape.rows(), shape.mlp_row_tile());
+    let mlp = 2 * tile * (shape.dim + shape.mlp_column_tile());
     let attention = shape.attention().backward_scratch();
     [
         Buffer::new("norm 1 output", rows, shape.dim),
@@ -42,8 +42,8 @@ pub fn buffers(shape: &BlockShape) -> [Buffer; 6] {
 
 /// The scratch of [`forward`] and [`adapter_input`], in the order it lies there.
 pub fn forward_buffers(shape: &BlockShape) -> [Buffer; 5] {
-    let (rows, tile) = (shape.rows(), shape.mlp_tile());
-    let mlp = tile * (shape.dim + shape.hidden);
+    let (rows, tile) = (shape.rows(), shape.mlp_row_tile());
+    let mlp = tile * (shape.dim + shape.mlp_column_tile());
     let attention = shape.attention().forward_scratch();
     [
         Buffer::new("norm 1 output, then attention output", rows, shape.dim),
