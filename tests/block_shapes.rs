@@ -243,7 +243,8 @@ proptest! {
             let slope = (moved(1e-5) - moved(-1e-5)) / 2e-5;
             let terms = gradient.iter().zip(&direction).map(|(&g, d)| f64::from(g) * d);
             let (got, size) = terms.fold((0.0, 0.0), |(sum, size), v| (sum + v, size + v.abs()));
-            prop_assert!((got - slope).abs() < 1e-4 * f64::max(size, 1.0), "tensor {index}: {got}, not {slope}");
+            let bound = 1e-4 * f64::max(size, 1.0);
+            prop_assert!((got - slope).abs() < bound, "tensor {index}: {got}, not {slope}");
         }
     }
 }

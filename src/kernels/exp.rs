@@ -1,7 +1,7 @@
 //! The exponential as a polynomial that LLVM can vectorise; the standard library's is a scalar
 //! call into libm, and softmax and GELU would spend most of their time in it.
 
-use super::simd::{Kernel, Level, map_lanes, mul_add};
+use super::simd::mul_add;
 
 /// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, and leaves that integer in
 /// the low bits of the sum.
@@ -35,29 +35,25 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     if x < LOWEST { 0.0 } else { e_r * power }
 }
 
-/// `x = e^x`, element by element; see [`exp`] for its range.
-pub fn exp_in_place(x: &mut [f32]) {
-    Level::detected().run(ExpInPlace { x });
-}
-
-struct ExpInPlace<'a> {
-    x: &'a mut [f32],
-}
-
-impl Kernel for ExpInPlace<'_> {
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        map_lanes(self.x, 0.0, |group| {
-            for v in group {
-                *v = exp::<FUSED>(*v);
-            }
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::simd::{Kernel, Level, map_lanes};
+
+    struct ExpInPlace<'a> {
+        x: &'a mut [f32],
+    }
+
+    impl Kernel for ExpInPlace<'_> {
+        #[inline(always)]
+        fn run<const FUSED: bool>(self) {
+            map_lanes(self.x, 0.0, |group| {
+                for v in group {
+                    *v = exp::<FUSED>(*v);
+                }
+            });
+        }
+    }
 
     #[test]
     fn exp_is_within_two_units_in_the_last_place_at_every_level() {

@@ -2,7 +2,7 @@
 //! slices with explicit sizes. Matrices are row-major `f32`.
 
 pub mod attention;
-pub mod exp;
+mod exp;
 pub mod gelu;
 pub mod matmul;
 pub mod norm;

@@ -172,7 +172,8 @@ mod tests {
         #[test]
         fn layer_norm_follows_its_twin_at_every_level((rows, x, _, gain, bias) in case()) {
             for level in Level::available() {
-                let (mut out, mut mean, mut rstd) = (vec![0.0; x.len()], vec![0.0; rows], vec![0.0; rows]);
+                let mut out = vec![0.0; x.len()];
+                let (mut mean, mut rstd) = (vec![0.0; rows], vec![0.0; rows]);
                 level.run(Forward {
                     x: &x, gain: &gain, bias: &bias, eps: EPS,
                     out: &mut out, mean: &mut mean, rstd: &mut rstd,
@@ -180,7 +181,8 @@ mod tests {
                 let dim = gain.len();
                 for (x, out) in x.chunks(dim).zip(out.chunks(dim)) {
                     for (expected, &got) in twin(&widen(x), &gain, &bias).iter().zip(out) {
-                        prop_assert!((expected - f64::from(got)).abs() < 1e-4, "{level:?}: {got}, not {expected}");
+                        let error = (expected - f64::from(got)).abs();
+                        prop_assert!(error < 1e-4, "{level:?}: {got}, not {expected}");
                     }
                 }
             }
@@ -189,7 +191,8 @@ mod tests {
         #[test]
         fn the_gradient_follows_central_differences((rows, x, d_out, gain, bias) in case()) {
             let dim = gain.len();
-            let (mut out, mut mean, mut rstd) = (vec![0.0; x.len()], vec![0.0; rows], vec![0.0; rows]);
+            let mut out = vec![0.0; x.len()];
+            let (mut mean, mut rstd) = (vec![0.0; rows], vec![0.0; rows]);
             layer_norm_forward(&x, &gain, &bias, EPS, &mut out, &mut mean, &mut rstd);
             // Two nearly equal elements make the true gradient explode, and f32 lose digits.
             prop_assume!(rstd.iter().all(|&r| r < 20.0));
@@ -209,7 +212,8 @@ mod tests {
                     nudged[i % dim] -= 2e-5;
                     let slope = (above - loss(&nudged, &d_out[row])) / 2e-5;
                     let got = f64::from(d_x[i]) - 0.5;
-                    prop_assert!((got - slope).abs() < 1e-3 * slope.abs().max(1.0), "{level:?}: {got}, not {slope}");
+                    let bound = 1e-3 * slope.abs().max(1.0);
+                    prop_assert!((got - slope).abs() < bound, "{level:?}: {got}, not {slope}");
                 }
             }
         }

@@ -76,6 +76,10 @@ impl BlockShape {
     }
 
     fn attention(&self) -> AttentionShape {
+        assert!(
+            self.dim.is_multiple_of(self.heads),
+            "the heads do not divide the model width"
+        );
         AttentionShape {
             tokens: self.tokens,
             heads: self.heads,

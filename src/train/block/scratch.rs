@@ -25,7 +25,8 @@ impl Buffer {
     }
 }
 
-/// The scratch of [`backward`], which is enough for every function here, in the order it lies there.
+/// The scratch of [`backward`](super::backward), which is enough for every function here, in
+/// the order it lies there.
 pub fn buffers(shape: &BlockShape) -> [Buffer; 6] {
     let (rows, tile) = (shape.rows(), shape.mlp_row_tile());
     let mlp = 2 * tile * (shape.dim + shape.mlp_column_tile());
@@ -40,7 +41,8 @@ pub fn buffers(shape: &BlockShape) -> [Buffer; 6] {
     ]
 }
 
-/// The scratch of [`forward`] and [`adapter_input`], in the order it lies there.
+/// The scratch of [`forward`](super::forward) and [`adapter_input`](super::adapter_input), in the
+/// order it lies there.
 pub fn forward_buffers(shape: &BlockShape) -> [Buffer; 5] {
     let (rows, tile) = (shape.rows(), shape.mlp_row_tile());
     let mlp = tile * (shape.dim + shape.mlp_column_tile());
@@ -59,7 +61,8 @@ pub fn scratch_len(shape: &BlockShape) -> usize {
     buffers(shape).iter().map(Buffer::len).sum()
 }
 
-/// Floats of scratch for [`forward`] and [`adapter_input`] alone, where nothing is trained.
+/// Floats of scratch for [`forward`](super::forward) and [`adapter_input`](super::adapter_input) alone,
+/// where nothing is trained.
 pub fn forward_scratch_len(shape: &BlockShape) -> usize {
     forward_buffers(shape).iter().map(Buffer::len).sum()
 }
@@ -80,4 +83,55 @@ pub(super) fn carve<'a, const N: usize>(
         rest = remaining;
         part
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vit::Activation;
+
+    const SHAPE: BlockShape = BlockShape {
+        images: 2,
+        tokens: 5,
+        dim: 12,
+        heads: 3,
+        hidden: 20,
+        rank: 2,
+        norm_eps: 1e-6,
+        activation: Activation::Gelu,
+        mlp_rows: usize::MAX,
+        mlp_columns: usize::MAX,
+        attention_rows: usize::MAX,
+    };
+
+    #[test]
+    fn smaller_tiles_need_less_scratch() {
+        let tiled = BlockShape {
+            mlp_rows: 3,
+            mlp_columns: 4,
+            attention_rows: 2,
+            ..SHAPE
+        };
+        assert!(scratch_len(&tiled) < scratch_len(&SHAPE));
+        assert!(forward_scratch_len(&tiled) < forward_scratch_len(&SHAPE));
+        assert!(forward_scratch_len(&SHAPE) < scratch_len(&SHAPE));
+    }
+
+    #[test]
+    fn parts_lie_one_after_the_other_in_the_listed_order() {
+        let mut scratch: Vec<f32> = (0..scratch_len(&SHAPE)).map(|i| i as f32).collect();
+        let parts = carve(&buffers(&SHAPE), &mut scratch);
+        let mut start = 0;
+        for (part, buffer) in parts.iter().zip(buffers(&SHAPE)) {
+            assert_eq!((part.len(), part[0]), (buffer.len(), start as f32));
+            start += buffer.len();
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "too short for its norm statistics")]
+    fn a_short_scratch_names_the_part_that_does_not_fit() {
+        let mut scratch = vec![0.0; scratch_len(&SHAPE) - 1];
+        let _ = carve(&buffers(&SHAPE), &mut scratch);
+    }
 }
