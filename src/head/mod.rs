@@ -1,1 +1,52 @@
-//! (room under construction)
+//! The head: a streaming linear discriminant analysis that names the class of a feature vector.
+//!
+//! A feature vector is the concatenation of `parts` vectors of `dim` floats, one part a tap and
+//! pooling. [`Statistics`] holds what was learned: a count and a mean per component (one class of
+//! one task) and, per part, one covariance shared by all of them. [`Classifier`] is fitted from
+//! statistics in closed form.
+
+mod cholesky;
+mod classifier;
+mod factor;
+mod statistics;
+
+pub use classifier::{Classifier, PartFit, Workspace};
+pub use factor::Factor;
+pub use statistics::{ClassId, Component, Layout, Statistics, TaskId};
+
+/// What can go wrong in the head.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    #[error(
+        "feature vector {image} has no usable number at position {position} (NaN, infinite or \
+         beyond {limit:e}); check the image and the model that made it",
+        limit = statistics::MAX_MAGNITUDE
+    )]
+    NotFinite { image: usize, position: usize },
+    #[error(
+        "{what}: expected {expected} values, got {found}; check taps and classes against the state"
+    )]
+    Shape {
+        what: &'static str,
+        expected: usize,
+        found: usize,
+    },
+    #[error("class {class} of task {task} is not among what was learned")]
+    UnknownComponent { class: ClassId, task: TaskId },
+    #[error(
+        "the scatter factor of class {class}, task {task} is not loaded, so the class can \
+         neither grow nor be removed exactly; attach the factors first"
+    )]
+    NoFactor { class: ClassId, task: TaskId },
+    #[error("nothing has been learned yet; learn a task first")]
+    Empty,
+    #[error("the components changed since the classifier was fitted; fit it again from the start")]
+    ComponentsChanged,
+    #[error("shrinkage must lie between 0 and 1")]
+    Shrinkage,
+    #[error("the stored statistics are damaged: {0}; restore an older state file or learn again")]
+    Damaged(&'static str),
+}
+
+#[cfg(test)]
+mod tests;

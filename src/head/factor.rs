@@ -1,0 +1,269 @@
+//! A component's own scatter as a compact factor, so that it can be removed exactly.
+//!
+//! The deviations of n images span at most n - 1 directions: with one row per direction, R
+//! `[rank, dim]` and `R^T R` the scatter. Householder reflections mix the rows into an upper
+//! trapezoid, so no row is one image's deviation, and more than `dim` rows fold back into `dim`.
+//! Rows are stored as f16 with a power-of-two scale each: half the bytes, nothing over- or
+//! underflows. Whatever rounding does happens before the factor's product enters the shared
+//! scatter, hence subtracting the same product later is exact to f32 rounding.
+
+use half::f16;
+use serde::{Deserialize, Serialize};
+
+use super::HeadError;
+use crate::kernels::matmul::{MatMut, MatRef, matmul};
+
+/// Rows that may pile up beyond `dim` before they are folded, and the height of a tile of a
+/// Gram product.
+const TILE: usize = 64;
+/// Scaled rows have their largest magnitude in `[2^13, 2^14)`, safely inside f16.
+const TOP_EXPONENT: i32 = 13;
+
+/// Scatter factors of one component, one per part.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Factor {
+    parts: Vec<PartFactor>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct PartFactor {
+    /// One power of two a row; its length is the rank.
+    scales: Vec<f32>,
+    /// Row i holds its columns from i on, as little-endian f16.
+    #[serde(with = "bytes")]
+    trapezoid: Vec<u8>,
+}
+
+impl Factor {
+    /// The factor of a component without images or with a single one: rank 0 in every part.
+    pub(super) fn empty(parts: usize) -> Self {
+        Self {
+            parts: vec![PartFactor::default(); parts],
+        }
+    }
+
+    /// Rows of one part, at most `min(count - 1, dim)`.
+    pub fn rank(&self, part: usize) -> usize {
+        self.parts[part].scales.len()
+    }
+
+    /// Bytes of the stored numbers.
+    pub fn bytes(&self) -> usize {
+        self.parts
+            .iter()
+            .map(|p| p.trapezoid.len() + 4 * p.scales.len())
+            .sum()
+    }
+
+    pub(super) fn check(&self, parts: usize, dim: usize) -> Result<(), HeadError> {
+        if self.parts.len() != parts {
+            return Err(HeadError::Damaged("a factor has the wrong number of parts"));
+        }
+        for part in &self.parts {
+            let rank = part.scales.len();
+            if rank > dim || part.trapezoid.len() != 2 * trapezoid_len(rank, dim) {
+                return Err(HeadError::Damaged("a factor has the wrong size"));
+            }
+            let usable = part.scales.iter().all(|s| s.is_finite())
+                && part
+                    .trapezoid
+                    .chunks_exact(2)
+                    .all(|b| f16::from_le_bytes([b[0], b[1]]).is_finite());
+            if !usable {
+                return Err(HeadError::Damaged(
+                    "a factor holds a number that is not finite",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends the rows of one part to `rows`.
+    pub(super) fn unpack(&self, part: usize, rows: &mut Rows) {
+        let part = &self.parts[part];
+        let mut bytes = part.trapezoid.chunks_exact(2);
+        for (i, &scale) in part.scales.iter().enumerate() {
+            let row = rows.push();
+            for (value, b) in row[i..].iter_mut().zip(&mut bytes) {
+                *value = f16::from_le_bytes([b[0], b[1]]).to_f32() * scale;
+            }
+        }
+    }
+
+    /// Stores folded rows as the factor of one part and rounds `rows` to what was stored.
+    pub(super) fn pack(&mut self, part: usize, rows: &mut Rows) {
+        let dim = rows.dim;
+        let stored = &mut self.parts[part];
+        stored.scales.clear();
+        stored.trapezoid.clear();
+        stored
+            .trapezoid
+            .reserve_exact(2 * trapezoid_len(rows.len(), dim));
+        for (i, row) in rows.data.chunks_exact_mut(dim).enumerate() {
+            let peak = row.iter().fold(0.0f32, |peak, v| peak.max(v.abs()));
+            let scale = if peak >= f32::MIN_POSITIVE {
+                2.0f32.powi((peak.log2().floor() as i32 - TOP_EXPONENT).max(-126))
+            } else {
+                1.0
+            };
+            stored.scales.push(scale);
+            for value in &mut row[i..] {
+                let rounded = f16::from_f32(*value / scale);
+                stored.trapezoid.extend_from_slice(&rounded.to_le_bytes());
+                *value = rounded.to_f32() * scale;
+            }
+        }
+    }
+}
+
+fn trapezoid_len(rank: usize, dim: usize) -> usize {
+    rank * dim - rank * rank.saturating_sub(1) / 2
+}
+
+/// Rows whose outer products add up to a scatter, `[len, dim]`.
+#[derive(Debug)]
+pub(super) struct Rows {
+    dim: usize,
+    data: Vec<f32>,
+}
+
+impl Rows {
+    pub(super) fn new(dim: usize) -> Self {
+        Self {
+            dim,
+            data: Vec::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.data.len() / self.dim
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.data.clear();
+    }
+
+    /// A new row of zeros at the end.
+    pub(super) fn push(&mut self) -> &mut [f32] {
+        let start = self.data.len();
+        self.data.resize(start + self.dim, 0.0);
+        &mut self.data[start..]
+    }
+
+    #[cfg(test)]
+    pub(super) fn row(&self, i: usize) -> &[f32] {
+        &self.data[i * self.dim..][..self.dim]
+    }
+
+    /// Whether enough rows have piled up that they should be consumed.
+    pub(super) fn full(&self, kept: usize) -> bool {
+        self.len() >= kept + TILE
+    }
+
+    /// Orthogonal mix into an upper trapezoid of at most `dim` rows; the first `triangular` rows
+    /// already have that shape. Householder QR (Golub and Van Loan, Matrix Computations, 5.2)
+    /// with the orthogonal matrix never formed.
+    pub(super) fn fold(&mut self, triangular: usize) {
+        let (dim, rows) = (self.dim, self.len());
+        let mut product = vec![0.0f32; dim];
+        for k in 0..rows.min(dim) {
+            let below = (k + 1).max(triangular)..rows;
+            let column = |i: usize| self.data[i * dim + k];
+            let tail: f64 = below.clone().map(|i| f64::from(column(i)).powi(2)).sum();
+            if tail == 0.0 {
+                continue;
+            }
+            let pivot = f64::from(column(k));
+            let norm = (pivot * pivot + tail).sqrt();
+            // The reflector is v = (head, column below); the sign avoids cancellation in head.
+            let head = pivot + norm.copysign(pivot);
+            let tau = 2.0 / (head * head + tail);
+            let (upper, lower) = self.data.split_at_mut((k + 1) * dim);
+            let top = &mut upper[k * dim + k..];
+            let product = &mut product[k..];
+            for (p, t) in product.iter_mut().zip(&*top) {
+                *p = head as f32 * t;
+            }
+            for i in below.clone() {
+                let row = &lower[(i - k - 1) * dim + k..(i - k) * dim];
+                let v = row[0];
+                for (p, x) in product.iter_mut().zip(row) {
+                    *p += v * x;
+                }
+            }
+            let step = (tau * head) as f32;
+            for (t, p) in top.iter_mut().zip(&*product) {
+                *t -= step * p;
+            }
+            for i in below {
+                let row = &mut lower[(i - k - 1) * dim + k..(i - k) * dim];
+                let step = (tau * f64::from(row[0])) as f32;
+                row[0] = 0.0;
+                for (x, p) in row[1..].iter_mut().zip(&product[1..]) {
+                    *x -= step * p;
+                }
+            }
+        }
+        self.data.truncate(rows.min(dim) * dim);
+    }
+
+    /// Adds `sign * R^T R` to a packed lower triangle, row by row: `[dim (dim + 1) / 2]`.
+    pub(super) fn add_gram(&self, sign: f32, packed: &mut [f32]) {
+        let (dim, rows) = (self.dim, self.len());
+        if rows == 0 {
+            return;
+        }
+        let mut tile = vec![0.0f32; TILE * dim];
+        for first in (0..dim).step_by(TILE) {
+            let height = TILE.min(dim - first);
+            let width = first + height;
+            let left = MatRef::strided(&self.data[first..], rows, height, dim).t();
+            let right = MatRef::strided(&self.data, rows, width, dim);
+            matmul(
+                sign,
+                left,
+                right,
+                0.0,
+                MatMut::new(&mut tile, height, width),
+            );
+            for (i, row) in tile.chunks_exact(width).take(height).enumerate() {
+                let start = packed_row(first + i);
+                let target = &mut packed[start..=start + first + i];
+                for (sum, term) in target.iter_mut().zip(row) {
+                    *sum += term;
+                }
+            }
+        }
+    }
+}
+
+/// Where row `i` of a packed lower triangle starts; it has `i + 1` elements.
+pub(super) fn packed_row(i: usize) -> usize {
+    i * (i + 1) / 2
+}
+
+/// Bytes as one run: postcard would spend a variable-length integer on every u16.
+mod bytes {
+    use serde::de::{Deserializer, Error, Visitor};
+    use serde::ser::Serializer;
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a run of bytes")
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}

@@ -1,0 +1,424 @@
+//! What the head learned: counts and means per component, one shared scatter per part.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use super::HeadError;
+use super::factor::{Factor, Rows, packed_row};
+
+/// A class, numbered by the caller.
+pub type ClassId = u32;
+/// A task (or domain), numbered by the caller.
+pub type TaskId = u32;
+
+/// Features beyond this are refused: their squares would leave f32 in the sums.
+pub(super) const MAX_MAGNITUDE: f32 = 1e12;
+
+/// Shape of a feature vector: `parts` vectors of `dim` floats, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    pub parts: usize,
+    pub dim: usize,
+}
+
+impl Layout {
+    /// Floats in a feature vector.
+    pub fn width(&self) -> usize {
+        self.parts * self.dim
+    }
+
+    /// Where a part lies in a feature vector.
+    pub fn part(&self, part: usize) -> Range<usize> {
+        part * self.dim..(part + 1) * self.dim
+    }
+
+    /// Floats in the packed lower triangle of one part's scatter.
+    pub fn packed(&self) -> usize {
+        packed_row(self.dim)
+    }
+
+    /// Checks `[n, width]` features and returns n.
+    ///
+    /// # Errors
+    /// [`HeadError::Shape`] when the length is no multiple of the width,
+    /// [`HeadError::NotFinite`] when a value is NaN, infinite or absurdly large.
+    pub fn check(&self, features: &[f32]) -> Result<usize, HeadError> {
+        let width = self.width();
+        if width == 0 || !features.len().is_multiple_of(width) {
+            return Err(HeadError::Shape {
+                what: "feature vector",
+                expected: width,
+                found: features.len(),
+            });
+        }
+        let usable = -MAX_MAGNITUDE..=MAX_MAGNITUDE;
+        match features.iter().position(|v| !usable.contains(v)) {
+            Some(at) => Err(HeadError::NotFinite {
+                image: at / width,
+                position: at % width,
+            }),
+            None => Ok(features.len() / width),
+        }
+    }
+}
+
+/// One class as one task showed it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Component {
+    pub class: ClassId,
+    pub task: TaskId,
+    /// Images learned.
+    pub count: u32,
+    /// `[parts * dim]`
+    pub mean: Vec<f32>,
+    /// Its own share of the shared scatter; without it the component cannot be removed.
+    pub factor: Option<Factor>,
+}
+
+/// Sufficient statistics of the LDA head, exact to update and exact to remove from.
+///
+/// The shared scatter is stored beside the components' own factors although it is their sum:
+/// learning and fitting then cost the same however many classes there are, and the factors may
+/// stay on disk ([`Statistics::detach_factors`]) until a component grows or goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    layout: Layout,
+    removable: bool,
+    /// Packed lower triangles, `[parts, dim (dim + 1) / 2]`.
+    scatter: Vec<f32>,
+    /// Sorted by class, then task.
+    components: Vec<Component>,
+}
+
+impl Statistics {
+    /// Statistics that components can be removed from: each keeps a factor of its scatter.
+    pub fn new(layout: Layout) -> Self {
+        Self {
+            layout,
+            removable: true,
+            scatter: vec![0.0; layout.parts * layout.packed()],
+            components: Vec::new(),
+        }
+    }
+
+    /// Statistics without factors, for a fit that is thrown away: smaller, and faster to learn.
+    pub fn transient(layout: Layout) -> Self {
+        Self {
+            removable: false,
+            ..Self::new(layout)
+        }
+    }
+
+    /// Forgets everything and keeps the memory of the scatter.
+    pub fn clear(&mut self) {
+        self.scatter.fill(0.0);
+        self.components.clear();
+    }
+
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Sorted by class, then task.
+    pub fn components(&self) -> &[Component] {
+        &self.components
+    }
+
+    /// The classes learned, ascending.
+    pub fn classes(&self) -> Vec<ClassId> {
+        let mut classes: Vec<ClassId> = self.components.iter().map(|c| c.class).collect();
+        classes.dedup();
+        classes
+    }
+
+    /// Images learned.
+    pub fn images(&self) -> u64 {
+        self.components.iter().map(|c| u64::from(c.count)).sum()
+    }
+
+    /// Packed lower triangle of one part's within-component scatter, row by row.
+    pub fn scatter(&self, part: usize) -> &[f32] {
+        let packed = self.layout.packed();
+        &self.scatter[part * packed..][..packed]
+    }
+
+    /// Bytes of the stored numbers.
+    pub fn bytes(&self) -> usize {
+        let components = self.components.iter();
+        4 * self.scatter.len()
+            + components
+                .map(|c| 12 + 4 * c.mean.len() + c.factor.as_ref().map_or(0, Factor::bytes))
+                .sum::<usize>()
+    }
+
+    /// Learns images of one class: `features` is `[n, parts * dim]`. A component that exists
+    /// already grows; any order and any batching gives the same statistics up to rounding.
+    ///
+    /// Every image adds `sqrt(n / (n + 1)) (x - mean_n)` to the rows whose outer products make
+    /// the scatter (Welford 1962, in outer-product form), so n images make n - 1 rows.
+    ///
+    /// # Errors
+    /// As [`Layout::check`], and [`HeadError::NoFactor`] when the factors are detached; the
+    /// statistics are then unchanged.
+    pub fn learn(
+        &mut self,
+        class: ClassId,
+        task: TaskId,
+        features: &[f32],
+    ) -> Result<(), HeadError> {
+        let Layout { parts, dim } = self.layout;
+        let added = self.layout.check(features)?;
+        if added == 0 {
+            return Ok(());
+        }
+        let index = self.place(class, task)?;
+        let component = &mut self.components[index];
+        let packed = self.layout.packed();
+        let width = self.layout.width();
+        let mut rows = Rows::new(dim);
+        let mut mean = vec![0.0f64; dim];
+        for part in 0..parts {
+            let range = self.layout.part(part);
+            let scatter = &mut self.scatter[part * packed..][..packed];
+            rows.clear();
+            if let Some(factor) = &component.factor {
+                factor.unpack(part, &mut rows);
+                rows.add_gram(-1.0, scatter);
+            }
+            let mut triangular = rows.len();
+            let stored = &mut component.mean[range.clone()];
+            for (m, &s) in mean.iter_mut().zip(&*stored) {
+                *m = f64::from(s);
+            }
+            for (image, feature) in features.chunks_exact(width).enumerate() {
+                let before = f64::from(component.count) + image as f64;
+                welford(before, &mut mean, &feature[range.clone()], &mut rows);
+                if component.factor.is_some() && rows.full(dim) {
+                    rows.fold(triangular);
+                    triangular = rows.len();
+                } else if component.factor.is_none() && rows.full(0) {
+                    rows.add_gram(1.0, scatter);
+                    rows.clear();
+                }
+            }
+            if let Some(factor) = &mut component.factor {
+                rows.fold(triangular);
+                factor.pack(part, &mut rows);
+            }
+            rows.add_gram(1.0, scatter);
+            for (s, &m) in stored.iter_mut().zip(&mean) {
+                *s = m as f32;
+            }
+        }
+        component.count = component.count.saturating_add(added as u32);
+        Ok(())
+    }
+
+    /// Merges two components of one class into the one of task `into`: count, mean and scatter
+    /// become those of the union (Chan, Golub and LeVeque 1979). They cannot be told apart again.
+    ///
+    /// # Errors
+    /// [`HeadError::UnknownComponent`], or [`HeadError::NoFactor`] when factors are detached.
+    pub fn merge(&mut self, class: ClassId, from: TaskId, into: TaskId) -> Result<(), HeadError> {
+        let source = self.index(class, from)?;
+        let target = self.index(class, into)?;
+        if source == target {
+            return Ok(());
+        }
+        self.check_factor(source)?;
+        self.check_factor(target)?;
+        let Layout { parts, dim } = self.layout;
+        let packed = self.layout.packed();
+        let source = self.components.remove(source);
+        // Sorted by task within a class: an earlier neighbour has just left.
+        let target = target - usize::from(from < into);
+        let target = &mut self.components[target];
+        let (n, m) = (f64::from(source.count), f64::from(target.count));
+        let mut rows = Rows::new(dim);
+        for part in 0..parts {
+            let range = self.layout.part(part);
+            let scatter = &mut self.scatter[part * packed..][..packed];
+            rows.clear();
+            let mut triangular = 0;
+            if let (Some(ours), Some(theirs)) = (&target.factor, &source.factor) {
+                ours.unpack(part, &mut rows);
+                triangular = rows.len();
+                theirs.unpack(part, &mut rows);
+                rows.add_gram(-1.0, scatter);
+            }
+            let weight = (n * m / (n + m)).sqrt();
+            let between = rows.push();
+            let means = target.mean[range.clone()]
+                .iter_mut()
+                .zip(&source.mean[range]);
+            for (row, (ours, &theirs)) in between.iter_mut().zip(means) {
+                let (x, y) = (f64::from(*ours), f64::from(theirs));
+                *row = (weight * (y - x)) as f32;
+                *ours = (x + (y - x) * n / (n + m)) as f32;
+            }
+            if let Some(factor) = &mut target.factor {
+                rows.fold(triangular);
+                factor.pack(part, &mut rows);
+            }
+            rows.add_gram(1.0, scatter);
+        }
+        target.count = target.count.saturating_add(source.count);
+        Ok(())
+    }
+
+    /// Removes a class; afterwards the statistics are those of a head that never saw it, up to
+    /// f32 rounding. Returns how many components went.
+    ///
+    /// # Errors
+    /// [`HeadError::NoFactor`] when a factor is missing; nothing is removed then.
+    pub fn forget(&mut self, class: ClassId) -> Result<usize, HeadError> {
+        self.forget_where(|c| c.class == class)
+    }
+
+    /// Removes everything a task taught, as [`Statistics::forget`] does.
+    ///
+    /// # Errors
+    /// [`HeadError::NoFactor`] when a factor is missing; nothing is removed then.
+    pub fn forget_task(&mut self, task: TaskId) -> Result<usize, HeadError> {
+        self.forget_where(|c| c.task == task)
+    }
+
+    fn forget_where(&mut self, goes: impl Fn(&Component) -> bool) -> Result<usize, HeadError> {
+        let before = self.components.len();
+        let mut going = self.components.iter().filter(|c| goes(c));
+        if let Some(&Component { class, task, .. }) = going.find(|c| c.factor.is_none()) {
+            return Err(HeadError::NoFactor { class, task });
+        }
+        let packed = self.layout.packed();
+        let mut rows = Rows::new(self.layout.dim);
+        for component in self.components.iter().filter(|c| goes(c)) {
+            let Some(factor) = &component.factor else {
+                continue;
+            };
+            for part in 0..self.layout.parts {
+                rows.clear();
+                factor.unpack(part, &mut rows);
+                rows.add_gram(-1.0, &mut self.scatter[part * packed..][..packed]);
+            }
+        }
+        self.components.retain(|c| !goes(c));
+        if self.components.iter().all(|c| c.count < 2) {
+            // Nothing is left that could vary: what remains in the sums is rounding.
+            self.scatter.fill(0.0);
+        }
+        Ok(before - self.components.len())
+    }
+
+    /// Takes the factors out, in the order of [`Statistics::components`], so that they need no
+    /// memory while training. Until they are back, components can be read and new ones learned,
+    /// but those without a factor neither grow, merge nor go.
+    pub fn detach_factors(&mut self) -> Vec<Option<Factor>> {
+        let components = self.components.iter_mut();
+        components.map(|c| c.factor.take()).collect()
+    }
+
+    /// Puts a factor back where [`Statistics::detach_factors`] took it from.
+    ///
+    /// # Errors
+    /// [`HeadError::UnknownComponent`], or [`HeadError::Damaged`] when it does not fit.
+    pub fn attach_factor(
+        &mut self,
+        class: ClassId,
+        task: TaskId,
+        factor: Factor,
+    ) -> Result<(), HeadError> {
+        factor.check(self.layout.parts, self.layout.dim)?;
+        let index = self.index(class, task)?;
+        if !self.removable {
+            return Err(HeadError::Damaged("transient statistics take no factors"));
+        }
+        self.components[index].factor = Some(factor);
+        Ok(())
+    }
+
+    /// Checks statistics that were read from a file: every later call relies on these lengths.
+    ///
+    /// # Errors
+    /// [`HeadError::Damaged`] with what is wrong.
+    pub fn check(&self) -> Result<(), HeadError> {
+        let Layout { parts, dim } = self.layout;
+        // A limit keeps the products below from overflowing on hostile sizes.
+        if dim == 0 || parts == 0 || dim > 1 << 16 || parts > 1 << 12 {
+            return Err(HeadError::Damaged("impossible feature layout"));
+        }
+        let usable = |values: &[f32]| values.iter().all(|v| v.is_finite());
+        if self.scatter.len() != parts * self.layout.packed() || !usable(&self.scatter) {
+            return Err(HeadError::Damaged("the shared scatter is unusable"));
+        }
+        for component in &self.components {
+            if component.count == 0
+                || component.mean.len() != self.layout.width()
+                || self.layout.check(&component.mean).is_err()
+            {
+                return Err(HeadError::Damaged("a class mean is unusable"));
+            }
+            if let Some(factor) = &component.factor {
+                factor.check(parts, dim)?;
+            }
+        }
+        let key = |c: &Component| (c.class, c.task);
+        if !self.components.is_sorted_by(|a, b| key(a) < key(b)) {
+            return Err(HeadError::Damaged("components are out of order"));
+        }
+        Ok(())
+    }
+
+    fn search(&self, class: ClassId, task: TaskId) -> Result<usize, usize> {
+        let key = |c: &Component| (c.class, c.task);
+        self.components.binary_search_by_key(&(class, task), key)
+    }
+
+    fn index(&self, class: ClassId, task: TaskId) -> Result<usize, HeadError> {
+        self.search(class, task)
+            .map_err(|_| HeadError::UnknownComponent { class, task })
+    }
+
+    fn check_factor(&self, index: usize) -> Result<(), HeadError> {
+        let Component { class, task, .. } = self.components[index];
+        if self.removable && self.components[index].factor.is_none() {
+            return Err(HeadError::NoFactor { class, task });
+        }
+        Ok(())
+    }
+
+    /// The index of a component that may grow, made if it is new.
+    fn place(&mut self, class: ClassId, task: TaskId) -> Result<usize, HeadError> {
+        match self.search(class, task) {
+            Ok(index) => self.check_factor(index).map(|()| index),
+            Err(index) => {
+                let component = Component {
+                    class,
+                    task,
+                    count: 0,
+                    mean: vec![0.0; self.layout.width()],
+                    factor: self.removable.then(|| Factor::empty(self.layout.parts)),
+                };
+                self.components.insert(index, component);
+                Ok(index)
+            }
+        }
+    }
+}
+
+/// One image of one part: moves the mean of `before` images and adds a row unless it is the first.
+fn welford(before: f64, mean: &mut [f64], feature: &[f32], rows: &mut Rows) {
+    if before == 0.0 {
+        for (m, &x) in mean.iter_mut().zip(feature) {
+            *m = f64::from(x);
+        }
+        return;
+    }
+    let weight = (before / (before + 1.0)).sqrt();
+    let share = 1.0 / (before + 1.0);
+    for ((row, m), &x) in rows.push().iter_mut().zip(mean).zip(feature) {
+        let deviation = f64::from(x) - *m;
+        *row = (weight * deviation) as f32;
+        *m += share * deviation;
+    }
+}

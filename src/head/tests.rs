@@ -1,0 +1,536 @@
+//! The streaming head against a slow, obvious LDA in f64.
+
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+
+/// A labelled set of feature vectors, `[n][parts * dim]`.
+struct Set {
+    layout: Layout,
+    labels: Vec<(ClassId, TaskId)>,
+    features: Vec<Vec<f32>>,
+}
+
+fn normal(rng: &mut ChaCha8Rng) -> f32 {
+    (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0
+}
+
+impl Set {
+    /// Correlated Gaussian classes around means of their own, away from the origin.
+    fn draw(seed: u64, layout: Layout, classes: u32, tasks: u32, images: usize) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let width = layout.width();
+        let mut set = Self {
+            layout,
+            labels: Vec::new(),
+            features: Vec::new(),
+        };
+        for class in 0..classes {
+            for task in 0..tasks {
+                let mean: Vec<f32> = (0..width).map(|_| 3.0 + normal(&mut rng)).collect();
+                for _ in 0..images {
+                    let common = normal(&mut rng);
+                    let draw = |m: &f32| m + 0.7 * common + 0.5 * normal(&mut rng);
+                    set.features.push(mean.iter().map(draw).collect());
+                    set.labels.push((class, task));
+                }
+            }
+        }
+        set
+    }
+
+    fn learn_into(&self, statistics: &mut Statistics, images: impl Iterator<Item = usize>) {
+        for i in images {
+            let (class, task) = self.labels[i];
+            statistics.learn(class, task, &self.features[i]).unwrap();
+        }
+    }
+
+    fn statistics(&self) -> Statistics {
+        let mut statistics = Statistics::new(self.layout);
+        for (class, task) in self.components() {
+            let own: Vec<f32> = self.of((class, task)).flatten().copied().collect();
+            statistics.learn(class, task, &own).unwrap();
+        }
+        statistics
+    }
+
+    fn components(&self) -> Vec<(ClassId, TaskId)> {
+        let mut components = self.labels.clone();
+        components.sort_unstable();
+        components.dedup();
+        components
+    }
+
+    fn mean(&self, component: (ClassId, TaskId), part: usize) -> Vec<f64> {
+        let own: Vec<_> = self.of(component).collect();
+        let sum = |d: usize| own.iter().map(|x| f64::from(x[d])).sum::<f64>();
+        self.layout
+            .part(part)
+            .map(|d| sum(d) / own.len() as f64)
+            .collect()
+    }
+
+    fn of(&self, component: (ClassId, TaskId)) -> impl Iterator<Item = &Vec<f32>> {
+        let labelled = self.labels.iter().zip(&self.features);
+        labelled
+            .filter(move |(l, _)| **l == component)
+            .map(|(_, x)| x)
+    }
+
+    /// The within-component scatter of one part, straight from its definition.
+    fn scatter(&self, part: usize) -> Vec<f64> {
+        let dim = self.layout.dim;
+        let start = self.layout.part(part).start;
+        let mut scatter = vec![0.0; dim * dim];
+        for component in self.components() {
+            let mean = self.mean(component, part);
+            for x in self.of(component) {
+                let deviation = |i: usize| f64::from(x[start + i]) - mean[i];
+                for (at, s) in scatter.iter_mut().enumerate() {
+                    *s += deviation(at / dim) * deviation(at % dim);
+                }
+            }
+        }
+        scatter
+    }
+
+    /// Component scores by explicit inverse, uncentred, as in the textbook.
+    fn scores(&self, shrinkage: f64, x: &[f32]) -> Vec<f64> {
+        let dim = self.layout.dim;
+        let components = self.components();
+        let freedom = self.features.len().saturating_sub(components.len()).max(1) as f64;
+        let mut scores = vec![0.0; components.len()];
+        for part in 0..self.layout.parts {
+            let scatter = self.scatter(part);
+            let trace: f64 = (0..dim).map(|i| scatter[i * dim + i]).sum();
+            let covariance = (0..dim * dim).map(|at| {
+                let diagonal = if at / dim == at % dim {
+                    trace / dim as f64
+                } else {
+                    0.0
+                };
+                ((1.0 - shrinkage) * scatter[at] + shrinkage * diagonal) / freedom
+            });
+            let inverse = invert(covariance.collect(), dim);
+            let x: Vec<f64> = x[self.layout.part(part)]
+                .iter()
+                .map(|&v| f64::from(v))
+                .collect();
+            for (score, &component) in scores.iter_mut().zip(&components) {
+                let mean = self.mean(component, part);
+                for i in 0..dim {
+                    for j in 0..dim {
+                        *score += mean[i] * inverse[i * dim + j] * (x[j] - 0.5 * mean[j]);
+                    }
+                }
+            }
+        }
+        scores
+    }
+}
+
+/// Gauss-Jordan with partial pivoting.
+fn invert(mut a: Vec<f64>, n: usize) -> Vec<f64> {
+    let mut inverse: Vec<f64> = (0..n * n)
+        .map(|at| f64::from(u8::from(at / n == at % n)))
+        .collect();
+    for k in 0..n {
+        let pivot = (k..n)
+            .max_by(|&i, &j| a[i * n + k].abs().total_cmp(&a[j * n + k].abs()))
+            .unwrap();
+        for j in 0..n {
+            a.swap(k * n + j, pivot * n + j);
+            inverse.swap(k * n + j, pivot * n + j);
+        }
+        let scale = a[k * n + k];
+        for j in 0..n {
+            a[k * n + j] /= scale;
+            inverse[k * n + j] /= scale;
+        }
+        for i in (0..n).filter(|&i| i != k) {
+            let factor = a[i * n + k];
+            for j in 0..n {
+                a[i * n + j] -= factor * a[k * n + j];
+                inverse[i * n + j] -= factor * inverse[k * n + j];
+            }
+        }
+    }
+    inverse
+}
+
+fn spread(scores: &[f64]) -> f64 {
+    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let bottom = scores.iter().copied().fold(f64::INFINITY, f64::min);
+    (top - bottom).max(1.0)
+}
+
+fn scores(classifier: &Classifier, x: &[f32]) -> Vec<f64> {
+    let mut out = vec![0.0; classifier.classes().len()];
+    classifier.scores(x, &mut out).unwrap();
+    out.into_iter().map(f64::from).collect()
+}
+
+/// Scores agree up to the constant that all classes share, relative to their own spread.
+fn assert_same_scores(ours: &[f64], truth: &[f64], tolerance: f64) {
+    assert_eq!(ours.len(), truth.len());
+    let scale = spread(truth);
+    for (a, b) in ours.iter().zip(truth) {
+        let gap = ((a - ours[0]) - (b - truth[0])).abs() / scale;
+        assert!(
+            gap < tolerance,
+            "scores differ by {gap:e} of their spread: {ours:?} {truth:?}"
+        );
+    }
+}
+
+fn assert_same_statistics(ours: &Statistics, truth: &Statistics, tolerance: f32) {
+    assert_eq!(ours.components().len(), truth.components().len());
+    for (a, b) in ours.components().iter().zip(truth.components()) {
+        assert_eq!((a.class, a.task, a.count), (b.class, b.task, b.count));
+        for (x, y) in a.mean.iter().zip(&b.mean) {
+            assert!(
+                (x - y).abs() <= 1e-5 * y.abs().max(1.0),
+                "means {x} and {y}"
+            );
+        }
+    }
+    for part in 0..truth.layout().parts {
+        assert_close(ours.scatter(part), truth.scatter(part), tolerance);
+    }
+}
+
+fn assert_close(ours: &[f32], truth: &[f32], tolerance: f32) {
+    let scale = truth.iter().fold(1.0f32, |top, v| top.max(v.abs()));
+    for (x, y) in ours.iter().zip(truth) {
+        assert!(
+            (x - y).abs() <= tolerance * scale,
+            "scatter {x} and {y} of {scale}"
+        );
+    }
+}
+
+/// A shuffled order and a batch size.
+fn shuffled(n: usize, seed: u64) -> Vec<usize> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut order: Vec<usize> = (0..n).collect();
+    for i in (1..n).rev() {
+        order.swap(i, rng.random_range(0..=i));
+    }
+    order
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn scores_are_those_of_the_textbook_formula(
+        seed in any::<u64>(), parts in 1usize..4, dim in 1usize..70, classes in 1u32..6, images in 2usize..9,
+    ) {
+        let set = Set::draw(seed, Layout { parts, dim }, classes, 1, images);
+        let classifier = Classifier::fit(&[&set.statistics()], 0.1).unwrap();
+        let x = &set.features[seed as usize % set.features.len()];
+        assert_same_scores(&scores(&classifier, x), &set.scores(0.1, x), 2e-3);
+    }
+
+    #[test]
+    fn the_order_and_batching_of_images_do_not_matter(
+        seed in any::<u64>(), dim in 1usize..40, classes in 1u32..4, images in 1usize..90, batch in 1usize..90,
+    ) {
+        let layout = Layout { parts: 2, dim };
+        let set = Set::draw(seed, layout, classes, 2, images);
+        let mut batched = Statistics::transient(layout);
+        for component in set.components() {
+            let own: Vec<f32> = set.of(component).flatten().copied().collect();
+            for features in own.chunks(batch * layout.width()) {
+                batched.learn(component.0, component.1, features).unwrap();
+            }
+        }
+        for part in 0..2 {
+            let full = set.scatter(part);
+            let truth: Vec<f32> = (0..dim).flat_map(|i| full[i * dim..=i * dim + i].iter().map(|&v| v as f32)).collect();
+            assert_close(batched.scatter(part), &truth, 1e-5);
+        }
+        let mut streamed = Statistics::transient(layout);
+        set.learn_into(&mut streamed, shuffled(set.features.len(), seed).into_iter());
+        assert_same_statistics(&streamed, &batched, 1e-5);
+        // With factors kept, each call rounds them to f16: once here, then once an image.
+        assert_same_statistics(&set.statistics(), &batched, 1e-3);
+        let mut removable = Statistics::new(layout);
+        set.learn_into(&mut removable, shuffled(set.features.len(), !seed).into_iter());
+        assert_same_statistics(&removable, &batched, 1e-2);
+    }
+
+    #[test]
+    fn a_forgotten_class_leaves_no_trace(
+        seed in any::<u64>(), dim in 1usize..70, classes in 2u32..5, images in 1usize..80,
+    ) {
+        let set = Set::draw(seed, Layout { parts: 2, dim }, classes, 1, images);
+        let keep: Vec<usize> = (0..set.features.len()).filter(|&i| set.labels[i].0 != 0).collect();
+        let mut never_saw = Statistics::new(set.layout);
+        set.learn_into(&mut never_saw, keep.iter().copied());
+        let mut forgot = Statistics::new(set.layout);
+        set.learn_into(&mut forgot, shuffled(set.features.len(), seed).into_iter().filter(|&i| set.labels[i].0 == 0));
+        set.learn_into(&mut forgot, keep.iter().copied());
+        prop_assert_eq!(forgot.forget(0), Ok(1));
+        assert_same_statistics(&forgot, &never_saw, 1e-5);
+        let x = &set.features[0];
+        let fit = |s: &Statistics| scores(&Classifier::fit(&[s], 0.1).unwrap(), x);
+        assert_same_scores(&fit(&forgot), &fit(&never_saw), 1e-3);
+    }
+
+    #[test]
+    fn the_sum_of_statistics_fits_like_all_images_together(
+        seed in any::<u64>(), dim in 1usize..40, classes in 1u32..4, images in 2usize..12,
+    ) {
+        let set = Set::draw(seed, Layout { parts: 2, dim }, classes, 1, images);
+        let mut halves = [Statistics::new(set.layout), Statistics::transient(set.layout)];
+        for i in 0..set.features.len() {
+            set.learn_into(&mut halves[i % 2], [i].into_iter());
+        }
+        let summed = Classifier::fit(&[&halves[0], &halves[1]], 0.1).unwrap();
+        let x = &set.features[0];
+        assert_same_scores(&scores(&summed, x), &set.scores(0.1, x), 2e-3);
+    }
+
+    #[test]
+    fn merged_components_equal_one_learned_together(
+        seed in any::<u64>(), dim in 1usize..40, images in 1usize..60, backwards in any::<bool>(),
+    ) {
+        let set = Set::draw(seed, Layout { parts: 2, dim }, 2, 2, images);
+        let mut merged = set.statistics();
+        let (from, into) = if backwards { (0, 1) } else { (1, 0) };
+        merged.merge(1, from, into).unwrap();
+        let mut together = Statistics::new(set.layout);
+        for component in set.components() {
+            let own: Vec<f32> = set.of(component).flatten().copied().collect();
+            let (class, task) = component;
+            let task = if class == 1 { into } else { task };
+            together.learn(class, task, &own).unwrap();
+        }
+        assert_same_statistics(&merged, &together, 2e-3);
+    }
+
+    #[test]
+    fn gradients_agree_with_central_differences(
+        seed in any::<u64>(), parts in 1usize..3, dim in 1usize..20, tasks in 1u32..4,
+    ) {
+        let set = Set::draw(seed, Layout { parts, dim }, 3, tasks, 6);
+        let classifier = Classifier::fit(&[&set.statistics()], 0.5).unwrap();
+        // Between two components of a class, both take part in the gradient.
+        let n = set.features.len();
+        let x: Vec<f32> = set.features[0].iter().zip(&set.features[6 % n]).map(|(a, b)| 0.5 * (a + b)).collect();
+        let d_scores = [0.3f32, -0.8, 0.5];
+        let mut gradient = vec![0.0; x.len()];
+        classifier.backward(&x, &d_scores, &mut gradient).unwrap();
+        let objective = |x: &[f32]| -> f64 {
+            (0..3).map(|c| classifier.class_score(c, x) * f64::from(d_scores[c])).sum()
+        };
+        let scale = gradient.iter().fold(1.0f64, |top, g| top.max(f64::from(g.abs())));
+        for d in 0..x.len() {
+            let (mut up, mut down) = (x.clone(), x.clone());
+            up[d] += 1e-2;
+            down[d] -= 1e-2;
+            let step = f64::from(up[d]) - f64::from(down[d]);
+            let numeric = (objective(&up) - objective(&down)) / step;
+            let gap = (numeric - f64::from(gradient[d])).abs() / scale;
+            prop_assert!(gap < 1e-2, "{numeric} and {} differ by {gap:e}", gradient[d]);
+        }
+    }
+}
+
+#[test]
+fn a_class_of_several_domains_scores_as_their_mixture() {
+    let set = Set::draw(5, Layout { parts: 2, dim: 6 }, 2, 3, 8);
+    let classifier = Classifier::fit(&[&set.statistics()], 0.1).unwrap();
+    let x = &set.features[20];
+    let components = set.scores(0.1, x);
+    let top = components.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mixture = |own: &[f64]| top + (own.iter().map(|s| (s - top).exp()).sum::<f64>() / 3.0).ln();
+    let truth = [mixture(&components[..3]), mixture(&components[3..])];
+    assert_same_scores(&scores(&classifier, x), &truth, 1e-3);
+}
+
+#[test]
+fn refitting_the_parts_that_changed_equals_a_fit_from_the_start() {
+    let layout = Layout { parts: 3, dim: 10 };
+    let before = Set::draw(1, layout, 3, 1, 5);
+    let mut after = Set::draw(2, layout, 3, 1, 5);
+    for (new, old) in after.features.iter_mut().zip(&before.features) {
+        new[..10].copy_from_slice(&old[..10]);
+    }
+    let mut workspace = Workspace::default();
+    let mut refitted = Classifier::fit(&[&before.statistics()], 0.1).unwrap();
+    let after = after.statistics();
+    refitted.refit(&[&after], 1..3, &mut workspace).unwrap();
+    assert_eq!(refitted, Classifier::fit(&[&after], 0.1).unwrap());
+
+    let other = Set::draw(2, layout, 4, 1, 5).statistics();
+    let refused = refitted.refit(&[&other], 1..3, &mut workspace);
+    assert_eq!(refused, Err(HeadError::ComponentsChanged));
+}
+
+#[test]
+fn one_image_a_class_becomes_the_nearest_mean() {
+    let set = Set::draw(3, Layout { parts: 2, dim: 30 }, 4, 1, 1);
+    let classifier = Classifier::fit(&[&set.statistics()], 0.1).unwrap();
+    assert_eq!(classifier.outcomes(), [PartFit::NearestMean; 2]);
+    for (i, x) in set.features.iter().enumerate() {
+        let scores = scores(&classifier, x);
+        assert!(scores.iter().all(|s| s.is_finite()));
+        assert!((0..4).all(|c| c == i || scores[c] < scores[i]));
+    }
+}
+
+#[test]
+fn identical_images_and_a_single_class_never_make_nan() {
+    for value in [0.0, 1.0, -1e12, 1e12, 1e-30, f32::MIN_POSITIVE / 8.0] {
+        let mut statistics = Statistics::new(Layout { parts: 1, dim: 5 });
+        statistics.learn(7, 0, &[value; 20]).unwrap();
+        for classes in 1..3 {
+            let classifier = Classifier::fit(&[&statistics], 0.0).unwrap();
+            assert_eq!(classifier.outcomes(), [PartFit::NearestMean]);
+            for x in [0.0, value, 1e12] {
+                let scores = scores(&classifier, &[x; 5]);
+                assert_eq!(scores.len(), classes);
+                assert!(
+                    scores.iter().all(|s| s.is_finite()),
+                    "{value} {x} {scores:?}"
+                );
+            }
+            statistics.learn(8, 0, &[-value; 20]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_singular_covariance_without_shrinkage_is_raised_and_said() {
+    let set = Set::draw(4, Layout { parts: 1, dim: 30 }, 2, 1, 3);
+    let classifier = Classifier::fit(&[&set.statistics()], 0.0).unwrap();
+    assert!(matches!(classifier.outcomes(), [PartFit::Raised { shrinkage }] if *shrinkage > 0.0));
+    assert!(
+        scores(&classifier, &set.features[0])
+            .iter()
+            .all(|s| s.is_finite())
+    );
+}
+
+#[test]
+fn a_bad_feature_is_named_and_changes_nothing() {
+    let set = Set::draw(5, Layout { parts: 2, dim: 3 }, 2, 1, 4);
+    let mut statistics = set.statistics();
+    let before = statistics.clone();
+    for bad in [f32::NAN, f32::INFINITY, 1e30] {
+        let mut features = vec![1.0; 12];
+        features[8] = bad;
+        let refused = statistics.learn(9, 0, &features);
+        assert_eq!(
+            refused,
+            Err(HeadError::NotFinite {
+                image: 1,
+                position: 2
+            })
+        );
+    }
+    assert!(matches!(
+        statistics.learn(9, 0, &[1.0; 5]),
+        Err(HeadError::Shape { .. })
+    ));
+    assert_eq!(statistics, before);
+
+    let classifier = Classifier::fit(&[&statistics], 0.1).unwrap();
+    let refused = classifier.scores(&[f32::NAN; 6], &mut [0.0; 2]);
+    assert_eq!(
+        refused,
+        Err(HeadError::NotFinite {
+            image: 0,
+            position: 0
+        })
+    );
+    assert!(matches!(
+        classifier.scores(&[0.0; 6], &mut [0.0; 3]),
+        Err(HeadError::Shape { .. })
+    ));
+    assert_eq!(Classifier::fit(&[], 0.1), Err(HeadError::Empty));
+    assert_eq!(
+        Classifier::fit(&[&statistics], f32::NAN),
+        Err(HeadError::Shrinkage)
+    );
+}
+
+#[test]
+fn a_task_is_forgotten_whole_and_only_with_its_factors() {
+    let set = Set::draw(6, Layout { parts: 2, dim: 12 }, 3, 2, 9);
+    let mut statistics = set.statistics();
+    let factors = statistics.detach_factors();
+    let needed = HeadError::NoFactor { class: 0, task: 1 };
+    assert_eq!(statistics.forget_task(1), Err(needed.clone()));
+    assert_eq!(statistics.learn(0, 1, &set.features[0]), Err(needed));
+    for (at, factor) in factors.into_iter().enumerate() {
+        let (class, task) = set.components()[at];
+        statistics
+            .attach_factor(class, task, factor.unwrap())
+            .unwrap();
+    }
+    assert_eq!(statistics, set.statistics());
+    assert_eq!(statistics.forget_task(1), Ok(3));
+    let mut never_saw = Statistics::new(set.layout);
+    for component in set.components().into_iter().filter(|c| c.1 == 0) {
+        let own: Vec<f32> = set.of(component).flatten().copied().collect();
+        never_saw.learn(component.0, component.1, &own).unwrap();
+    }
+    assert_same_statistics(&statistics, &never_saw, 1e-5);
+}
+
+#[test]
+fn a_factor_never_outgrows_the_dimension_and_holds_no_image() {
+    let set = Set::draw(7, Layout { parts: 1, dim: 5 }, 1, 1, 300);
+    let mut statistics = Statistics::new(set.layout);
+    statistics.learn(0, 0, &set.features.concat()).unwrap();
+    let factor = statistics.components()[0].factor.as_ref().unwrap();
+    assert_eq!(factor.rank(0), 5);
+    assert_eq!(factor.bytes(), 5 * 4 + 2 * 15);
+
+    let few = Set::draw(7, Layout { parts: 1, dim: 40 }, 1, 1, 10).statistics();
+    let mut rows = factor::Rows::new(40);
+    few.components()[0]
+        .factor
+        .as_ref()
+        .unwrap()
+        .unpack(0, &mut rows);
+    assert_eq!(rows.len(), 9);
+    for i in 0..9 {
+        let leading = rows.row(i)[..i].iter().all(|&v| v == 0.0);
+        assert!(leading && rows.row(i)[i] != 0.0, "row {i} was not mixed");
+    }
+}
+
+#[test]
+fn statistics_survive_their_file_format_and_damage_is_noticed() {
+    let set = Set::draw(8, Layout { parts: 2, dim: 8 }, 2, 1, 5);
+    let statistics = set.statistics();
+    let bytes = postcard::to_allocvec(&statistics).unwrap();
+    assert!(bytes.len() < statistics.bytes() + 100);
+    let read: Statistics = postcard::from_bytes(&bytes).unwrap();
+    assert_eq!(read, statistics);
+    assert_eq!(read.check(), Ok(()));
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x7f;
+        // Whatever was read must either be refused or be safe to use.
+        if let Ok(read) = postcard::from_bytes::<Statistics>(&damaged)
+            && read.check().is_ok()
+        {
+            let mut read = read;
+            let width = read.layout().width();
+            if let Ok(classifier) = Classifier::fit(&[&read], 0.1) {
+                let mut out = vec![0.0; classifier.classes().len()];
+                classifier.scores(&vec![1.0; width], &mut out).unwrap();
+            }
+            let _ = read.learn(0, 0, &vec![1.0; width]);
+            let _ = read.forget(1);
+        }
+    }
+}
