@@ -183,8 +183,8 @@ mod tests {
         }
 
         #[test]
-        fn a_matrix_of_lower_rank_is_refused(seed in any::<u64>(), dim in 2usize..150, missing in 1usize..4) {
-            let mut a = random_matrix(seed, dim.saturating_sub(missing), dim, 0.0);
+        fn a_matrix_of_half_the_rank_is_refused(seed in any::<u64>(), dim in 2usize..150) {
+            let mut a = random_matrix(seed, dim / 2, dim, 0.0);
             prop_assert_eq!(factorise(&mut a, dim), Err(NotPositiveDefinite));
         }
     }

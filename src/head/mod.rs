@@ -3,16 +3,22 @@
 //! A feature vector is the concatenation of `parts` vectors of `dim` floats, one part a tap and
 //! pooling. [`Statistics`] holds what was learned: a count and a mean per component (one class of
 //! one task) and, per part, one covariance shared by all of them. [`Classifier`] is fitted from
-//! statistics in closed form.
+//! statistics in closed form, and [`Calibration`] turns its scores into probabilities.
 
+mod calibration;
 mod cholesky;
 mod classifier;
 mod factor;
+mod fit;
+mod layout;
 mod statistics;
 
-pub use classifier::{Classifier, PartFit, Workspace};
+pub use calibration::{Calibration, Temperature, probabilities};
+pub use classifier::Classifier;
 pub use factor::Factor;
-pub use statistics::{ClassId, Component, Layout, Statistics, TaskId};
+pub use fit::{PartFit, Workspace};
+pub use layout::{ClassId, Layout, TaskId};
+pub use statistics::{Component, Statistics};
 
 /// What can go wrong in the head.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +26,7 @@ pub enum HeadError {
     #[error(
         "feature vector {image} has no usable number at position {position} (NaN, infinite or \
          beyond {limit:e}); check the image and the model that made it",
-        limit = statistics::MAX_MAGNITUDE
+        limit = layout::MAX_MAGNITUDE
     )]
     NotFinite { image: usize, position: usize },
     #[error(

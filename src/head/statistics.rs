@@ -4,64 +4,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::HeadError;
-use super::factor::{Factor, Rows, packed_row};
-
-/// A class, numbered by the caller.
-pub type ClassId = u32;
-/// A task (or domain), numbered by the caller.
-pub type TaskId = u32;
-
-/// Features beyond this are refused: their squares would leave f32 in the sums.
-pub(super) const MAX_MAGNITUDE: f32 = 1e12;
-
-/// Shape of a feature vector: `parts` vectors of `dim` floats, one after the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Layout {
-    pub parts: usize,
-    pub dim: usize,
-}
-
-impl Layout {
-    /// Floats in a feature vector.
-    pub fn width(&self) -> usize {
-        self.parts * self.dim
-    }
-
-    /// Where a part lies in a feature vector.
-    pub fn part(&self, part: usize) -> Range<usize> {
-        part * self.dim..(part + 1) * self.dim
-    }
-
-    /// Floats in the packed lower triangle of one part's scatter.
-    pub fn packed(&self) -> usize {
-        packed_row(self.dim)
-    }
-
-    /// Checks `[n, width]` features and returns n.
-    ///
-    /// # Errors
-    /// [`HeadError::Shape`] when the length is no multiple of the width,
-    /// [`HeadError::NotFinite`] when a value is NaN, infinite or absurdly large.
-    pub fn check(&self, features: &[f32]) -> Result<usize, HeadError> {
-        let width = self.width();
-        if width == 0 || !features.len().is_multiple_of(width) {
-            return Err(HeadError::Shape {
-                what: "feature vector",
-                expected: width,
-                found: features.len(),
-            });
-        }
-        let usable = -MAX_MAGNITUDE..=MAX_MAGNITUDE;
-        match features.iter().position(|v| !usable.contains(v)) {
-            Some(at) => Err(HeadError::NotFinite {
-                image: at / width,
-                position: at % width,
-            }),
-            None => Ok(features.len() / width),
-        }
-    }
-}
+use super::factor::{Factor, Rows};
+use super::{ClassId, HeadError, Layout, TaskId};
 
 /// One class as one task showed it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,7 +29,9 @@ pub struct Component {
 pub struct Statistics {
     layout: Layout,
     removable: bool,
-    /// Packed lower triangles, `[parts, dim (dim + 1) / 2]`.
+    /// The parts that are learned; the others have no scatter and a mean of zeros.
+    held: Range<usize>,
+    /// Packed lower triangles, `[held, dim (dim + 1) / 2]`.
     scatter: Vec<f32>,
     /// Sorted by class, then task.
     components: Vec<Component>,
@@ -97,16 +43,24 @@ impl Statistics {
         Self {
             layout,
             removable: true,
+            held: 0..layout.parts,
             scatter: vec![0.0; layout.parts * layout.packed()],
             components: Vec::new(),
         }
     }
 
-    /// Statistics without factors, for a fit that is thrown away: smaller, and faster to learn.
-    pub fn transient(layout: Layout) -> Self {
+    /// Statistics of some parts without factors, for a fit that is thrown away: smaller and
+    /// faster to learn. Whole feature vectors go in; parts outside `held` are skipped, and only
+    /// those inside can be fitted. A range beyond the layout is cut to it.
+    pub fn transient(layout: Layout, held: Range<usize>) -> Self {
+        let end = held.end.min(layout.parts);
+        let held = held.start.min(end)..end;
         Self {
+            layout,
             removable: false,
-            ..Self::new(layout)
+            scatter: vec![0.0; held.len() * layout.packed()],
+            held,
+            components: Vec::new(),
         }
     }
 
@@ -137,10 +91,18 @@ impl Statistics {
         self.components.iter().map(|c| u64::from(c.count)).sum()
     }
 
-    /// Packed lower triangle of one part's within-component scatter, row by row.
+    /// The parts that are learned: all of them, unless [`Statistics::transient`] said otherwise.
+    pub fn held(&self) -> Range<usize> {
+        self.held.clone()
+    }
+
+    /// Packed lower triangle of one part's within-component scatter, row by row; empty when the
+    /// part is not held.
     pub fn scatter(&self, part: usize) -> &[f32] {
-        let packed = self.layout.packed();
-        &self.scatter[part * packed..][..packed]
+        if !self.held.contains(&part) {
+            return &[];
+        }
+        &self.scatter[self.scatter_of(part)]
     }
 
     /// Bytes of the stored numbers.
@@ -167,20 +129,19 @@ impl Statistics {
         task: TaskId,
         features: &[f32],
     ) -> Result<(), HeadError> {
-        let Layout { parts, dim } = self.layout;
+        let dim = self.layout.dim;
         let added = self.layout.check(features)?;
         if added == 0 {
             return Ok(());
         }
         let index = self.place(class, task)?;
-        let component = &mut self.components[index];
-        let packed = self.layout.packed();
         let width = self.layout.width();
         let mut rows = Rows::new(dim);
         let mut mean = vec![0.0f64; dim];
-        for part in 0..parts {
+        for part in self.held.clone() {
             let range = self.layout.part(part);
-            let scatter = &mut self.scatter[part * packed..][..packed];
+            let place = self.scatter_of(part);
+            let (scatter, component) = (&mut self.scatter[place], &mut self.components[index]);
             rows.clear();
             if let Some(factor) = &component.factor {
                 factor.unpack(part, &mut rows);
@@ -211,7 +172,8 @@ impl Statistics {
                 *s = m as f32;
             }
         }
-        component.count = component.count.saturating_add(added as u32);
+        let count = &mut self.components[index].count;
+        *count = count.saturating_add(u32::try_from(added).unwrap_or(u32::MAX));
         Ok(())
     }
 
@@ -228,17 +190,19 @@ impl Statistics {
         }
         self.check_factor(source)?;
         self.check_factor(target)?;
-        let Layout { parts, dim } = self.layout;
-        let packed = self.layout.packed();
+        let dim = self.layout.dim;
         let source = self.components.remove(source);
         // Sorted by task within a class: an earlier neighbour has just left.
         let target = target - usize::from(from < into);
-        let target = &mut self.components[target];
-        let (n, m) = (f64::from(source.count), f64::from(target.count));
+        let (n, m) = (
+            f64::from(source.count),
+            f64::from(self.components[target].count),
+        );
         let mut rows = Rows::new(dim);
-        for part in 0..parts {
+        for part in self.held.clone() {
             let range = self.layout.part(part);
-            let scatter = &mut self.scatter[part * packed..][..packed];
+            let place = self.scatter_of(part);
+            let (scatter, target) = (&mut self.scatter[place], &mut self.components[target]);
             rows.clear();
             let mut triangular = 0;
             if let (Some(ours), Some(theirs)) = (&target.factor, &source.factor) {
@@ -263,7 +227,8 @@ impl Statistics {
             }
             rows.add_gram(1.0, scatter);
         }
-        target.count = target.count.saturating_add(source.count);
+        let count = &mut self.components[target].count;
+        *count = count.saturating_add(source.count);
         Ok(())
     }
 
@@ -290,16 +255,16 @@ impl Statistics {
         if let Some(&Component { class, task, .. }) = going.find(|c| c.factor.is_none()) {
             return Err(HeadError::NoFactor { class, task });
         }
-        let packed = self.layout.packed();
         let mut rows = Rows::new(self.layout.dim);
         for component in self.components.iter().filter(|c| goes(c)) {
             let Some(factor) = &component.factor else {
                 continue;
             };
-            for part in 0..self.layout.parts {
+            for part in self.held.clone() {
                 rows.clear();
                 factor.unpack(part, &mut rows);
-                rows.add_gram(-1.0, &mut self.scatter[part * packed..][..packed]);
+                let place = self.scatter_of(part);
+                rows.add_gram(-1.0, &mut self.scatter[place]);
             }
         }
         self.components.retain(|c| !goes(c));
@@ -348,6 +313,9 @@ impl Statistics {
             return Err(HeadError::Damaged("impossible feature layout"));
         }
         let usable = |values: &[f32]| values.iter().all(|v| v.is_finite());
+        if self.held != (0..parts) {
+            return Err(HeadError::Damaged("parts are missing"));
+        }
         if self.scatter.len() != parts * self.layout.packed() || !usable(&self.scatter) {
             return Err(HeadError::Damaged("the shared scatter is unusable"));
         }
@@ -367,6 +335,13 @@ impl Statistics {
             return Err(HeadError::Damaged("components are out of order"));
         }
         Ok(())
+    }
+
+    /// Where the scatter of a held part lies.
+    fn scatter_of(&self, part: usize) -> Range<usize> {
+        let packed = self.layout.packed();
+        let start = (part - self.held.start) * packed;
+        start..start + packed
     }
 
     fn search(&self, class: ClassId, task: TaskId) -> Result<usize, usize> {

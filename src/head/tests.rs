@@ -1,226 +1,11 @@
 //! The streaming head against a slow, obvious LDA in f64.
 
+mod twin;
+
 use proptest::prelude::*;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use super::*;
-
-/// A labelled set of feature vectors, `[n][parts * dim]`.
-struct Set {
-    layout: Layout,
-    labels: Vec<(ClassId, TaskId)>,
-    features: Vec<Vec<f32>>,
-}
-
-fn normal(rng: &mut ChaCha8Rng) -> f32 {
-    (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0
-}
-
-impl Set {
-    /// Correlated Gaussian classes around means of their own, away from the origin.
-    fn draw(seed: u64, layout: Layout, classes: u32, tasks: u32, images: usize) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let width = layout.width();
-        let mut set = Self {
-            layout,
-            labels: Vec::new(),
-            features: Vec::new(),
-        };
-        for class in 0..classes {
-            for task in 0..tasks {
-                let mean: Vec<f32> = (0..width).map(|_| 3.0 + normal(&mut rng)).collect();
-                for _ in 0..images {
-                    let common = normal(&mut rng);
-                    let draw = |m: &f32| m + 0.7 * common + 0.5 * normal(&mut rng);
-                    set.features.push(mean.iter().map(draw).collect());
-                    set.labels.push((class, task));
-                }
-            }
-        }
-        set
-    }
-
-    fn learn_into(&self, statistics: &mut Statistics, images: impl Iterator<Item = usize>) {
-        for i in images {
-            let (class, task) = self.labels[i];
-            statistics.learn(class, task, &self.features[i]).unwrap();
-        }
-    }
-
-    fn statistics(&self) -> Statistics {
-        let mut statistics = Statistics::new(self.layout);
-        for (class, task) in self.components() {
-            let own: Vec<f32> = self.of((class, task)).flatten().copied().collect();
-            statistics.learn(class, task, &own).unwrap();
-        }
-        statistics
-    }
-
-    fn components(&self) -> Vec<(ClassId, TaskId)> {
-        let mut components = self.labels.clone();
-        components.sort_unstable();
-        components.dedup();
-        components
-    }
-
-    fn mean(&self, component: (ClassId, TaskId), part: usize) -> Vec<f64> {
-        let own: Vec<_> = self.of(component).collect();
-        let sum = |d: usize| own.iter().map(|x| f64::from(x[d])).sum::<f64>();
-        self.layout
-            .part(part)
-            .map(|d| sum(d) / own.len() as f64)
-            .collect()
-    }
-
-    fn of(&self, component: (ClassId, TaskId)) -> impl Iterator<Item = &Vec<f32>> {
-        let labelled = self.labels.iter().zip(&self.features);
-        labelled
-            .filter(move |(l, _)| **l == component)
-            .map(|(_, x)| x)
-    }
-
-    /// The within-component scatter of one part, straight from its definition.
-    fn scatter(&self, part: usize) -> Vec<f64> {
-        let dim = self.layout.dim;
-        let start = self.layout.part(part).start;
-        let mut scatter = vec![0.0; dim * dim];
-        for component in self.components() {
-            let mean = self.mean(component, part);
-            for x in self.of(component) {
-                let deviation = |i: usize| f64::from(x[start + i]) - mean[i];
-                for (at, s) in scatter.iter_mut().enumerate() {
-                    *s += deviation(at / dim) * deviation(at % dim);
-                }
-            }
-        }
-        scatter
-    }
-
-    /// Component scores by explicit inverse, uncentred, as in the textbook.
-    fn scores(&self, shrinkage: f64, x: &[f32]) -> Vec<f64> {
-        let dim = self.layout.dim;
-        let components = self.components();
-        let freedom = self.features.len().saturating_sub(components.len()).max(1) as f64;
-        let mut scores = vec![0.0; components.len()];
-        for part in 0..self.layout.parts {
-            let scatter = self.scatter(part);
-            let trace: f64 = (0..dim).map(|i| scatter[i * dim + i]).sum();
-            let covariance = (0..dim * dim).map(|at| {
-                let diagonal = if at / dim == at % dim {
-                    trace / dim as f64
-                } else {
-                    0.0
-                };
-                ((1.0 - shrinkage) * scatter[at] + shrinkage * diagonal) / freedom
-            });
-            let inverse = invert(covariance.collect(), dim);
-            let x: Vec<f64> = x[self.layout.part(part)]
-                .iter()
-                .map(|&v| f64::from(v))
-                .collect();
-            for (score, &component) in scores.iter_mut().zip(&components) {
-                let mean = self.mean(component, part);
-                for i in 0..dim {
-                    for j in 0..dim {
-                        *score += mean[i] * inverse[i * dim + j] * (x[j] - 0.5 * mean[j]);
-                    }
-                }
-            }
-        }
-        scores
-    }
-}
-
-/// Gauss-Jordan with partial pivoting.
-fn invert(mut a: Vec<f64>, n: usize) -> Vec<f64> {
-    let mut inverse: Vec<f64> = (0..n * n)
-        .map(|at| f64::from(u8::from(at / n == at % n)))
-        .collect();
-    for k in 0..n {
-        let pivot = (k..n)
-            .max_by(|&i, &j| a[i * n + k].abs().total_cmp(&a[j * n + k].abs()))
-            .unwrap();
-        for j in 0..n {
-            a.swap(k * n + j, pivot * n + j);
-            inverse.swap(k * n + j, pivot * n + j);
-        }
-        let scale = a[k * n + k];
-        for j in 0..n {
-            a[k * n + j] /= scale;
-            inverse[k * n + j] /= scale;
-        }
-        for i in (0..n).filter(|&i| i != k) {
-            let factor = a[i * n + k];
-            for j in 0..n {
-                a[i * n + j] -= factor * a[k * n + j];
-                inverse[i * n + j] -= factor * inverse[k * n + j];
-            }
-        }
-    }
-    inverse
-}
-
-fn spread(scores: &[f64]) -> f64 {
-    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let bottom = scores.iter().copied().fold(f64::INFINITY, f64::min);
-    (top - bottom).max(1.0)
-}
-
-fn scores(classifier: &Classifier, x: &[f32]) -> Vec<f64> {
-    let mut out = vec![0.0; classifier.classes().len()];
-    classifier.scores(x, &mut out).unwrap();
-    out.into_iter().map(f64::from).collect()
-}
-
-/// Scores agree up to the constant that all classes share, relative to their own spread.
-fn assert_same_scores(ours: &[f64], truth: &[f64], tolerance: f64) {
-    assert_eq!(ours.len(), truth.len());
-    let scale = spread(truth);
-    for (a, b) in ours.iter().zip(truth) {
-        let gap = ((a - ours[0]) - (b - truth[0])).abs() / scale;
-        assert!(
-            gap < tolerance,
-            "scores differ by {gap:e} of their spread: {ours:?} {truth:?}"
-        );
-    }
-}
-
-fn assert_same_statistics(ours: &Statistics, truth: &Statistics, tolerance: f32) {
-    assert_eq!(ours.components().len(), truth.components().len());
-    for (a, b) in ours.components().iter().zip(truth.components()) {
-        assert_eq!((a.class, a.task, a.count), (b.class, b.task, b.count));
-        for (x, y) in a.mean.iter().zip(&b.mean) {
-            assert!(
-                (x - y).abs() <= 1e-5 * y.abs().max(1.0),
-                "means {x} and {y}"
-            );
-        }
-    }
-    for part in 0..truth.layout().parts {
-        assert_close(ours.scatter(part), truth.scatter(part), tolerance);
-    }
-}
-
-fn assert_close(ours: &[f32], truth: &[f32], tolerance: f32) {
-    let scale = truth.iter().fold(1.0f32, |top, v| top.max(v.abs()));
-    for (x, y) in ours.iter().zip(truth) {
-        assert!(
-            (x - y).abs() <= tolerance * scale,
-            "scatter {x} and {y} of {scale}"
-        );
-    }
-}
-
-/// A shuffled order and a batch size.
-fn shuffled(n: usize, seed: u64) -> Vec<usize> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut order: Vec<usize> = (0..n).collect();
-    for i in (1..n).rev() {
-        order.swap(i, rng.random_range(0..=i));
-    }
-    order
-}
+use twin::{Set, assert_close, assert_same_scores, assert_same_statistics, scores, shuffled};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
@@ -241,7 +26,7 @@ proptest! {
     ) {
         let layout = Layout { parts: 2, dim };
         let set = Set::draw(seed, layout, classes, 2, images);
-        let mut batched = Statistics::transient(layout);
+        let mut batched = Statistics::transient(layout, 0..2);
         for component in set.components() {
             let own: Vec<f32> = set.of(component).flatten().copied().collect();
             for features in own.chunks(batch * layout.width()) {
@@ -253,7 +38,7 @@ proptest! {
             let truth: Vec<f32> = (0..dim).flat_map(|i| full[i * dim..=i * dim + i].iter().map(|&v| v as f32)).collect();
             assert_close(batched.scatter(part), &truth, 1e-5);
         }
-        let mut streamed = Statistics::transient(layout);
+        let mut streamed = Statistics::transient(layout, 0..2);
         set.learn_into(&mut streamed, shuffled(set.features.len(), seed).into_iter());
         assert_same_statistics(&streamed, &batched, 1e-5);
         // With factors kept, each call rounds them to f16: once here, then once an image.
@@ -286,7 +71,7 @@ proptest! {
         seed in any::<u64>(), dim in 1usize..40, classes in 1u32..4, images in 2usize..12,
     ) {
         let set = Set::draw(seed, Layout { parts: 2, dim }, classes, 1, images);
-        let mut halves = [Statistics::new(set.layout), Statistics::transient(set.layout)];
+        let mut halves = [Statistics::new(set.layout), Statistics::transient(set.layout, 0..2)];
         for i in 0..set.features.len() {
             set.learn_into(&mut halves[i % 2], [i].into_iter());
         }
@@ -357,15 +142,29 @@ fn a_class_of_several_domains_scores_as_their_mixture() {
 fn refitting_the_parts_that_changed_equals_a_fit_from_the_start() {
     let layout = Layout { parts: 3, dim: 10 };
     let before = Set::draw(1, layout, 3, 1, 5);
-    let mut after = Set::draw(2, layout, 3, 1, 5);
-    for (new, old) in after.features.iter_mut().zip(&before.features) {
+    let mut after_set = Set::draw(2, layout, 3, 1, 5);
+    for (new, old) in after_set.features.iter_mut().zip(&before.features) {
         new[..10].copy_from_slice(&old[..10]);
     }
     let mut workspace = Workspace::default();
     let mut refitted = Classifier::fit(&[&before.statistics()], 0.1).unwrap();
-    let after = after.statistics();
+    let after = after_set.statistics();
     refitted.refit(&[&after], 1..3, &mut workspace).unwrap();
     assert_eq!(refitted, Classifier::fit(&[&after], 0.1).unwrap());
+
+    // Statistics of the changed parts alone are enough, and refused for the others.
+    let mut some = Statistics::transient(layout, 1..3);
+    for component in after_set.components() {
+        let own: Vec<f32> = after_set.of(component).flatten().copied().collect();
+        some.learn(component.0, component.1, &own).unwrap();
+    }
+    assert_eq!(some.scatter(0), &[] as &[f32]);
+    let mut partial = Classifier::fit(&[&before.statistics()], 0.1).unwrap();
+    partial.refit(&[&some], 1..3, &mut workspace).unwrap();
+    let x = &after_set.features[0];
+    assert_same_scores(&scores(&partial, x), &scores(&refitted, x), 1e-3);
+    let refused = partial.refit(&[&some], 0..3, &mut workspace);
+    assert!(matches!(refused, Err(HeadError::Shape { .. })));
 
     let other = Set::draw(2, layout, 4, 1, 5).statistics();
     let refused = refitted.refit(&[&other], 1..3, &mut workspace);

@@ -1,0 +1,233 @@
+//! The closed form itself: one part's covariance, its shrinkage, and the solves.
+
+use std::ops::Range;
+
+use super::cholesky;
+use super::factor::packed_row;
+use super::{ClassId, Classifier, Layout, Statistics, TaskId};
+
+/// Right-hand sides solved at a time.
+const COLUMNS: usize = 64;
+/// Where shrinkage goes when none was asked for and the covariance is singular.
+const FIRST_RAISE: f32 = 1e-3;
+/// Variance below this share of the features' mean square is what f32 rounding makes by itself.
+const ROUNDING_VARIANCE: f64 = 1e-12;
+
+/// How the covariance of one part was obtained.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PartFit {
+    /// With the shrinkage asked for.
+    AsAsked,
+    /// The covariance was singular with the shrinkage asked for; this much was needed.
+    Raised { shrinkage: f32 },
+    /// No component varies (one image each, or identical ones): the nearest mean decides.
+    NearestMean,
+}
+
+/// Buffers of a fit, kept between fits so that a refit allocates nothing.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    /// The covariance of one part, then its Cholesky factor, `[dim, dim]`.
+    matrix: Vec<f32>,
+    /// `[dim, COLUMNS]`
+    rhs: Vec<f32>,
+    pub(super) members: Vec<Member>,
+}
+
+/// A component of one of the sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Member {
+    pub(super) class: ClassId,
+    pub(super) task: TaskId,
+    source: usize,
+    index: usize,
+}
+
+impl Member {
+    pub(super) fn same_component(&self, other: &Self) -> bool {
+        (self.class, self.task) == (other.class, other.task)
+    }
+}
+
+impl Classifier {
+    /// Sets centre, weights and offsets of one part from the sources in the workspace.
+    pub(super) fn fit_part(
+        &mut self,
+        sources: &[&Statistics],
+        part: usize,
+        workspace: &mut Workspace,
+    ) {
+        let dim = self.layout.dim;
+        let range = self.layout.part(part);
+        let width = self.layout.width();
+        // The means go where the weights will be, and from there into the right-hand sides.
+        self.center[range.clone()].fill(0.0);
+        let share = 1.0 / self.components.len() as f32;
+        let groups = workspace.members.chunk_by(Member::same_component);
+        for (group, row) in groups.zip(self.weights.chunks_exact_mut(width)) {
+            let mean = &mut row[range.clone()];
+            pooled_mean(sources, group, range.clone(), mean);
+            for (c, m) in self.center[range.clone()].iter_mut().zip(mean) {
+                *c += share * *m;
+            }
+        }
+        let center = &self.center[range.clone()];
+        let means = || {
+            self.weights
+                .chunks_exact(width)
+                .map(|row| &row[range.clone()])
+        };
+        let elements = (self.components.len() * dim) as f64;
+        let square = |v: f32| f64::from(v).powi(2);
+        let size: f64 = means().flatten().map(|&m| square(m)).sum::<f64>() / elements;
+        let between: f64 = means()
+            .flat_map(|mean| mean.iter().zip(center).map(|(m, c)| square(m - c)))
+            .sum::<f64>()
+            / elements;
+
+        let images: u64 = sources.iter().map(|s| s.images()).sum();
+        let freedom = images.saturating_sub(self.components.len() as u64).max(1) as f64;
+        let mut shrinkage = self.shrinkage;
+        let (outcome, variance) = loop {
+            workspace.assemble(sources, self.layout, part, &self.weights);
+            let diagonal = (0..dim).map(|i| f64::from(workspace.matrix[i * dim + i]));
+            let variance = diagonal.sum::<f64>() / (dim as f64 * freedom);
+            if !variance.is_finite() || variance <= (ROUNDING_VARIANCE * size).max(1e-30) {
+                let scale = if between > 1e-30 { between } else { 1.0 };
+                break (PartFit::NearestMean, scale);
+            }
+            // Divided by its average variance, the matrix has trace D whatever the features'
+            // scale, and shrinking means adding s to the diagonal.
+            let scale = (f64::from(1.0 - shrinkage) / (variance * freedom)) as f32;
+            for (i, row) in workspace.matrix.chunks_exact_mut(dim).enumerate() {
+                row[..=i].iter_mut().for_each(|v| *v *= scale);
+                row[i] += shrinkage;
+            }
+            if cholesky::factorise(&mut workspace.matrix, dim).is_ok() {
+                let outcome = if shrinkage == self.shrinkage {
+                    PartFit::AsAsked
+                } else {
+                    PartFit::Raised { shrinkage }
+                };
+                break (outcome, variance);
+            }
+            if shrinkage == 1.0 {
+                break (PartFit::NearestMean, variance);
+            }
+            shrinkage = (2.0 * shrinkage).clamp(FIRST_RAISE, 1.0);
+        };
+        self.outcomes[part] = outcome;
+        self.solve_part(part, outcome, variance, workspace);
+    }
+
+    /// Turns the means in `weights` into `S^-1 (mean - center)` and sets the offsets.
+    fn solve_part(
+        &mut self,
+        part: usize,
+        outcome: PartFit,
+        variance: f64,
+        workspace: &mut Workspace,
+    ) {
+        let Layout { parts, dim } = self.layout;
+        let width = self.layout.width();
+        let range = self.layout.part(part);
+        let center = &self.center[range.clone()];
+        let blocks = self.weights.chunks_mut(COLUMNS * width);
+        let offsets = self.offsets.chunks_mut(COLUMNS * parts);
+        for (block, offsets) in blocks.zip(offsets) {
+            let columns = block.len() / width;
+            let rhs = &mut workspace.rhs[..dim * columns];
+            for (k, row) in block.chunks_exact(width).enumerate() {
+                for (d, (m, c)) in row[range.clone()].iter().zip(center).enumerate() {
+                    rhs[d * columns + k] = m - c;
+                }
+            }
+            if outcome != PartFit::NearestMean {
+                cholesky::solve(&workspace.matrix, dim, rhs, columns);
+            }
+            for (k, row) in block.chunks_exact_mut(width).enumerate() {
+                let mut product = 0.0f64;
+                for (d, (w, c)) in row[range.clone()].iter_mut().zip(center).enumerate() {
+                    let deviation = *w - c;
+                    let weight = f64::from(rhs[d * columns + k]) / variance;
+                    product += weight * f64::from(deviation);
+                    *w = weight as f32;
+                }
+                offsets[k * parts + part] = (-0.5 * product) as f32;
+            }
+        }
+    }
+}
+
+impl Workspace {
+    /// Lists the components of all sources, those of the same class and task side by side.
+    pub(super) fn gather(&mut self, sources: &[&Statistics]) {
+        self.members.clear();
+        for (source, statistics) in sources.iter().enumerate() {
+            for (index, component) in statistics.components().iter().enumerate() {
+                self.members.push(Member {
+                    class: component.class,
+                    task: component.task,
+                    source,
+                    index,
+                });
+            }
+        }
+        self.members.sort_unstable();
+    }
+
+    /// Sums the sources' scatter of one part into the lower triangle of the matrix, with the
+    /// spread between the means of a component that several sources hold (Chan et al. 1979).
+    fn assemble(&mut self, sources: &[&Statistics], layout: Layout, part: usize, means: &[f32]) {
+        let dim = layout.dim;
+        self.matrix.clear();
+        self.matrix.resize(dim * dim, 0.0);
+        self.rhs.resize(dim * COLUMNS, 0.0);
+        for source in sources {
+            let packed = source.scatter(part);
+            for (i, row) in self.matrix.chunks_exact_mut(dim).enumerate() {
+                for (sum, term) in row[..=i].iter_mut().zip(&packed[packed_row(i)..]) {
+                    *sum += term;
+                }
+            }
+        }
+        let groups = self.members.chunk_by(Member::same_component);
+        for (group, row) in groups.zip(means.chunks_exact(layout.width())) {
+            if group.len() < 2 {
+                continue;
+            }
+            let mean = &row[layout.part(part)];
+            for member in group {
+                let component = &sources[member.source].components()[member.index];
+                let deviation = &mut self.rhs[..dim];
+                let own = &component.mean[layout.part(part)];
+                for (d, (x, m)) in deviation.iter_mut().zip(own.iter().zip(mean)) {
+                    *d = x - m;
+                }
+                for (i, row) in self.matrix.chunks_exact_mut(dim).enumerate() {
+                    let weight = component.count as f32 * deviation[i];
+                    for (sum, d) in row[..=i].iter_mut().zip(&*deviation) {
+                        *sum += weight * d;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The mean of one part over every source's share of a component.
+fn pooled_mean(sources: &[&Statistics], group: &[Member], range: Range<usize>, out: &mut [f32]) {
+    let component = |m: &Member| &sources[m.source].components()[m.index];
+    if let [only] = group {
+        out.copy_from_slice(&component(only).mean[range]);
+        return;
+    }
+    let images: f64 = group.iter().map(|m| f64::from(component(m).count)).sum();
+    for (out, at) in out.iter_mut().zip(range) {
+        let sum: f64 = group
+            .iter()
+            .map(|m| f64::from(component(m).count) * f64::from(component(m).mean[at]))
+            .sum();
+        *out = (sum / images) as f32;
+    }
+}
