@@ -14,10 +14,18 @@ const LEAST_PIVOT: f32 = 64.0 * f32::EPSILON;
 pub(super) struct NotPositiveDefinite;
 
 /// Replaces the lower triangle of `a` `[dim, dim]` by L with `L L^T = a`; the part above the
-/// diagonal is scratch. After a failure `a` is spoilt.
-pub(super) fn factorise(a: &mut [f32], dim: usize) -> Result<(), NotPositiveDefinite> {
-    let least: Vec<f32> = (0..dim).map(|i| a[i * dim + i] * LEAST_PIVOT).collect();
-    let mut panel = vec![0.0f32; dim * BLOCK];
+/// diagonal is scratch, and so is `buffer`. After a failure `a` is spoilt.
+pub(super) fn factorise(
+    a: &mut [f32],
+    dim: usize,
+    buffer: &mut Vec<f32>,
+) -> Result<(), NotPositiveDefinite> {
+    buffer.clear();
+    buffer.resize(dim * (BLOCK + 1), 0.0);
+    let (least, panel) = buffer.split_at_mut(dim);
+    for (i, least) in least.iter_mut().enumerate() {
+        *least = a[i * dim + i] * LEAST_PIVOT;
+    }
     for first in (0..dim).step_by(BLOCK) {
         let next = dim.min(first + BLOCK);
         let width = next - first;
@@ -50,7 +58,7 @@ pub(super) fn factorise(a: &mut [f32], dim: usize) -> Result<(), NotPositiveDefi
             matmul(
                 -1.0,
                 MatRef::new(left, bottom - top, width),
-                MatRef::new(&panel, bottom - next, width).t(),
+                MatRef::new(panel, bottom - next, width).t(),
                 1.0,
                 MatMut::strided(&mut a[top * dim + next..], bottom - top, bottom - next, dim),
             );
@@ -87,7 +95,7 @@ pub(super) fn solve(l: &[f32], dim: usize, rhs: &mut [f32], columns: usize) {
 }
 
 /// Solves `L X = B` in place, `rhs` being B `[dim, columns]`.
-pub(super) fn solve_lower(l: &[f32], dim: usize, rhs: &mut [f32], columns: usize) {
+fn solve_lower(l: &[f32], dim: usize, rhs: &mut [f32], columns: usize) {
     for first in (0..dim).step_by(BLOCK) {
         let next = dim.min(first + BLOCK);
         for i in first..next {
@@ -119,7 +127,7 @@ fn subtract(target: &mut [f32], factor: f32, row: &[f32]) {
 }
 
 /// Inner product in eight interleaved sums, which vectorises and rounds less than one.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0f32; 8];
     let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest: f32 = a8
@@ -171,7 +179,7 @@ mod tests {
             for (i, row) in l.chunks_exact_mut(dim).enumerate() {
                 row[i + 1..].fill(f32::NAN);
             }
-            factorise(&mut l, dim).unwrap();
+            factorise(&mut l, dim, &mut Vec::new()).unwrap();
             let truth = random_matrix(!seed, 3, dim.max(columns), 0.0);
             let truth = &truth[..dim * columns];
             let mut x = vec![0.0; dim * columns];
@@ -185,13 +193,19 @@ mod tests {
         #[test]
         fn a_matrix_of_half_the_rank_is_refused(seed in any::<u64>(), dim in 2usize..150) {
             let mut a = random_matrix(seed, dim / 2, dim, 0.0);
-            prop_assert_eq!(factorise(&mut a, dim), Err(NotPositiveDefinite));
+            prop_assert_eq!(factorise(&mut a, dim, &mut Vec::new()), Err(NotPositiveDefinite));
         }
     }
 
     #[test]
     fn zeros_and_nan_are_refused() {
-        assert_eq!(factorise(&mut [0.0; 9], 3), Err(NotPositiveDefinite));
-        assert_eq!(factorise(&mut [f32::NAN; 9], 3), Err(NotPositiveDefinite));
+        assert_eq!(
+            factorise(&mut [0.0; 9], 3, &mut Vec::new()),
+            Err(NotPositiveDefinite)
+        );
+        assert_eq!(
+            factorise(&mut [f32::NAN; 9], 3, &mut Vec::new()),
+            Err(NotPositiveDefinite)
+        );
     }
 }

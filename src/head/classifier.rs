@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::fit::{Member, PartFit, Workspace};
-use super::{ClassId, HeadError, Layout, Statistics, TaskId};
+use super::{ClassId, HeadError, Layout, Mahalanobis, Statistics, TaskId};
 
 /// A fitted head: class scores are linear in the features (per component).
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +39,16 @@ impl Classifier {
     /// [`HeadError::Shrinkage`].
     pub fn fit(sources: &[&Statistics], shrinkage: f32) -> Result<Self, HeadError> {
         let mut workspace = Workspace::default();
+        let mut fitted = Self::unfitted(sources, shrinkage, &mut workspace)?;
+        fitted.refit(sources, 0..fitted.layout.parts, &mut workspace)?;
+        Ok(fitted)
+    }
+
+    fn unfitted(
+        sources: &[&Statistics],
+        shrinkage: f32,
+        workspace: &mut Workspace,
+    ) -> Result<Self, HeadError> {
         workspace.gather(sources);
         let members = &workspace.members;
         let first = sources.first().ok_or(HeadError::Empty)?;
@@ -58,7 +68,7 @@ impl Classifier {
             .map(|class| components.partition_point(|c| c.0 < *class))
             .collect();
         firsts.push(components.len());
-        let mut fitted = Self {
+        Ok(Self {
             layout,
             shrinkage,
             classes,
@@ -68,9 +78,25 @@ impl Classifier {
             offsets: vec![0.0; components.len() * layout.parts],
             outcomes: vec![PartFit::AsAsked; layout.parts],
             components,
-        };
-        fitted.refit(sources, 0..layout.parts, &mut workspace)?;
-        Ok(fitted)
+        })
+    }
+
+    /// Fits as [`Classifier::fit`] does and keeps the covariances, to measure distances with.
+    ///
+    /// # Errors
+    /// As [`Classifier::fit`].
+    pub fn fit_with_distances(
+        sources: &[&Statistics],
+        shrinkage: f32,
+    ) -> Result<(Self, Mahalanobis), HeadError> {
+        let mut workspace = Workspace::default();
+        let mut fitted = Self::unfitted(sources, shrinkage, &mut workspace)?;
+        let mut distances = Mahalanobis::new(fitted.layout);
+        let parts = 0..fitted.layout.parts;
+        fitted.refit_parts(sources, parts, &mut workspace, |part, factor, variance| {
+            distances.keep(part, factor, variance);
+        })?;
+        Ok((fitted, distances))
     }
 
     /// Fits only some parts again, after their features changed; the others keep their weights.
@@ -84,6 +110,18 @@ impl Classifier {
         sources: &[&Statistics],
         parts: Range<usize>,
         workspace: &mut Workspace,
+    ) -> Result<(), HeadError> {
+        self.refit_parts(sources, parts, workspace, |_, _, _| ())
+    }
+
+    /// `fitted` gets each part's number, the factor L of its covariance and the variance that
+    /// `L L^T` is to be multiplied by.
+    fn refit_parts(
+        &mut self,
+        sources: &[&Statistics],
+        parts: Range<usize>,
+        workspace: &mut Workspace,
+        mut fitted: impl FnMut(usize, &[f32], f64),
     ) -> Result<(), HeadError> {
         for found in sources.iter().map(|s| s.layout()) {
             if found != self.layout {
@@ -112,7 +150,8 @@ impl Classifier {
             return Err(HeadError::ComponentsChanged);
         }
         for part in parts {
-            self.fit_part(sources, part, workspace);
+            let variance = self.fit_part(sources, part, workspace);
+            fitted(part, &workspace.matrix, variance);
         }
         Ok(())
     }
@@ -129,6 +168,12 @@ impl Classifier {
     /// How each part was fitted.
     pub fn outcomes(&self) -> &[PartFit] {
         &self.outcomes
+    }
+
+    /// The best component's score and the centre it is relative to.
+    pub(super) fn nearest(&self, features: &[f32]) -> (f64, &[f32]) {
+        let scores = (0..self.components.len()).map(|k| self.component_score(k, features));
+        (scores.fold(f64::NEG_INFINITY, f64::max), &self.center)
     }
 
     /// Bytes of the fitted numbers.
@@ -215,7 +260,7 @@ impl Classifier {
             .sum()
     }
 
-    fn check(&self, features: &[f32], classes: usize) -> Result<(), HeadError> {
+    pub(super) fn check(&self, features: &[f32], classes: usize) -> Result<(), HeadError> {
         self.check_len("feature vector", self.layout.width(), features.len())?;
         self.check_len("class scores", self.classes.len(), classes)?;
         self.layout.check(features).map(|_| ())

@@ -28,9 +28,10 @@ pub enum PartFit {
 #[derive(Debug, Default)]
 pub struct Workspace {
     /// The covariance of one part, then its Cholesky factor, `[dim, dim]`.
-    matrix: Vec<f32>,
+    pub(super) matrix: Vec<f32>,
     /// `[dim, COLUMNS]`
     rhs: Vec<f32>,
+    panel: Vec<f32>,
     pub(super) members: Vec<Member>,
 }
 
@@ -51,12 +52,13 @@ impl Member {
 
 impl Classifier {
     /// Sets centre, weights and offsets of one part from the sources in the workspace.
+    /// Leaves in the workspace the factor L of the covariance over the returned variance.
     pub(super) fn fit_part(
         &mut self,
         sources: &[&Statistics],
         part: usize,
         workspace: &mut Workspace,
-    ) {
+    ) -> f64 {
         let dim = self.layout.dim;
         let range = self.layout.part(part);
         let width = self.layout.width();
@@ -103,7 +105,7 @@ impl Classifier {
                 row[..=i].iter_mut().for_each(|v| *v *= scale);
                 row[i] += shrinkage;
             }
-            if cholesky::factorise(&mut workspace.matrix, dim).is_ok() {
+            if cholesky::factorise(&mut workspace.matrix, dim, &mut workspace.panel).is_ok() {
                 let outcome = if shrinkage == self.shrinkage {
                     PartFit::AsAsked
                 } else {
@@ -116,18 +118,17 @@ impl Classifier {
             }
             shrinkage = (2.0 * shrinkage).clamp(FIRST_RAISE, 1.0);
         };
+        if outcome == PartFit::NearestMean {
+            workspace.matrix.fill(0.0);
+            (0..dim).for_each(|i| workspace.matrix[i * dim + i] = 1.0);
+        }
         self.outcomes[part] = outcome;
-        self.solve_part(part, outcome, variance, workspace);
+        self.solve_part(part, variance, workspace);
+        variance
     }
 
     /// Turns the means in `weights` into `S^-1 (mean - center)` and sets the offsets.
-    fn solve_part(
-        &mut self,
-        part: usize,
-        outcome: PartFit,
-        variance: f64,
-        workspace: &mut Workspace,
-    ) {
+    fn solve_part(&mut self, part: usize, variance: f64, workspace: &mut Workspace) {
         let Layout { parts, dim } = self.layout;
         let width = self.layout.width();
         let range = self.layout.part(part);
@@ -142,9 +143,7 @@ impl Classifier {
                     rhs[d * columns + k] = m - c;
                 }
             }
-            if outcome != PartFit::NearestMean {
-                cholesky::solve(&workspace.matrix, dim, rhs, columns);
-            }
+            cholesky::solve(&workspace.matrix, dim, rhs, columns);
             for (k, row) in block.chunks_exact_mut(width).enumerate() {
                 let mut product = 0.0f64;
                 for (d, (w, c)) in row[range.clone()].iter_mut().zip(center).enumerate() {

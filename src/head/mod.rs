@@ -3,7 +3,9 @@
 //! A feature vector is the concatenation of `parts` vectors of `dim` floats, one part a tap and
 //! pooling. [`Statistics`] holds what was learned: a count and a mean per component (one class of
 //! one task) and, per part, one covariance shared by all of them. [`Classifier`] is fitted from
-//! statistics in closed form, and [`Calibration`] turns its scores into probabilities.
+//! statistics in closed form, [`Calibration`] turns its scores into
+//! probabilities, and [`Mahalanobis`] with a [`Sketch`] of validation distances says when an
+//! image is like nothing that was learned.
 
 mod calibration;
 mod cholesky;
@@ -11,6 +13,7 @@ mod classifier;
 mod factor;
 mod fit;
 mod layout;
+mod reject;
 mod statistics;
 
 pub use calibration::{Calibration, Temperature, probabilities};
@@ -18,6 +21,7 @@ pub use classifier::Classifier;
 pub use factor::Factor;
 pub use fit::{PartFit, Workspace};
 pub use layout::{ClassId, Layout, TaskId};
+pub use reject::{Mahalanobis, Sketch};
 pub use statistics::{Component, Statistics};
 
 /// What can go wrong in the head.

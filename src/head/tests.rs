@@ -127,6 +127,31 @@ proptest! {
 }
 
 #[test]
+fn the_distance_is_that_to_the_nearest_mean_under_the_inverse_covariance() {
+    for (images, dim) in [(4, 60), (30, 5), (1, 7)] {
+        let set = Set::draw(9, Layout { parts: 2, dim }, 3, 2, images);
+        let (classifier, distances) =
+            Classifier::fit_with_distances(&[&set.statistics()], 0.1).unwrap();
+        assert_eq!(
+            classifier,
+            Classifier::fit(&[&set.statistics()], 0.1).unwrap()
+        );
+        for shift in [0.0, 5.0] {
+            let x: Vec<f32> = set.features[0].iter().map(|v| v + shift).collect();
+            let ours = f64::from(distances.distance(&classifier, &x).unwrap());
+            if images > 1 {
+                let truth = set.distance(0.1, &x) / (2 * dim) as f64;
+                assert!((ours / truth - 1.0).abs() < 1e-3, "{ours} and {truth}");
+            } else {
+                assert_eq!(ours < 1e-5, shift == 0.0);
+            }
+        }
+        let bad = distances.distance(&classifier, &vec![f32::NAN; 2 * dim]);
+        assert!(matches!(bad, Err(HeadError::NotFinite { .. })));
+    }
+}
+
+#[test]
 fn a_class_of_several_domains_scores_as_their_mixture() {
     let set = Set::draw(5, Layout { parts: 2, dim: 6 }, 2, 3, 8);
     let classifier = Classifier::fit(&[&set.statistics()], 0.1).unwrap();

@@ -100,38 +100,61 @@ impl Set {
         scatter
     }
 
-    /// Component scores by explicit inverse, uncentred, as in the textbook.
-    pub(super) fn scores(&self, shrinkage: f64, x: &[f32]) -> Vec<f64> {
+    /// The shrunk covariance of one part, inverted.
+    fn precision(&self, shrinkage: f64, part: usize) -> Vec<f64> {
         let dim = self.layout.dim;
         let components = self.components();
         let freedom = self.features.len().saturating_sub(components.len()).max(1) as f64;
-        let mut scores = vec![0.0; components.len()];
+        let scatter = self.scatter(part);
+        let trace: f64 = (0..dim).map(|i| scatter[i * dim + i]).sum();
+        let covariance = (0..dim * dim).map(|at| {
+            let diagonal = if at / dim == at % dim {
+                trace / dim as f64
+            } else {
+                0.0
+            };
+            ((1.0 - shrinkage) * scatter[at] + shrinkage * diagonal) / freedom
+        });
+        invert(covariance.collect(), dim)
+    }
+
+    /// `sum_parts a(x, mean)^T S^-1 b(x, mean)` for every component.
+    fn forms(
+        &self,
+        shrinkage: f64,
+        x: &[f32],
+        a: impl Fn(f64, f64) -> f64,
+        b: impl Fn(f64, f64) -> f64,
+    ) -> Vec<f64> {
+        let dim = self.layout.dim;
+        let components = self.components();
+        let mut forms = vec![0.0; components.len()];
         for part in 0..self.layout.parts {
-            let scatter = self.scatter(part);
-            let trace: f64 = (0..dim).map(|i| scatter[i * dim + i]).sum();
-            let covariance = (0..dim * dim).map(|at| {
-                let diagonal = if at / dim == at % dim {
-                    trace / dim as f64
-                } else {
-                    0.0
-                };
-                ((1.0 - shrinkage) * scatter[at] + shrinkage * diagonal) / freedom
-            });
-            let inverse = invert(covariance.collect(), dim);
-            let x: Vec<f64> = x[self.layout.part(part)]
-                .iter()
-                .map(|&v| f64::from(v))
-                .collect();
-            for (score, &component) in scores.iter_mut().zip(&components) {
+            let precision = self.precision(shrinkage, part);
+            let x = &x[self.layout.part(part)];
+            for (form, &component) in forms.iter_mut().zip(&components) {
                 let mean = self.mean(component, part);
                 for i in 0..dim {
+                    let left = a(f64::from(x[i]), mean[i]);
                     for j in 0..dim {
-                        *score += mean[i] * inverse[i * dim + j] * (x[j] - 0.5 * mean[j]);
+                        *form += left * precision[i * dim + j] * b(f64::from(x[j]), mean[j]);
                     }
                 }
             }
         }
-        scores
+        forms
+    }
+
+    /// Component scores, uncentred, as in the textbook.
+    pub(super) fn scores(&self, shrinkage: f64, x: &[f32]) -> Vec<f64> {
+        self.forms(shrinkage, x, |_, mean| mean, |x, mean| x - 0.5 * mean)
+    }
+
+    /// Squared Mahalanobis distance to the nearest component, summed over parts.
+    pub(super) fn distance(&self, shrinkage: f64, x: &[f32]) -> f64 {
+        let deviation = |x: f64, mean: f64| x - mean;
+        let distances = self.forms(shrinkage, x, deviation, deviation);
+        distances.into_iter().fold(f64::INFINITY, f64::min)
     }
 }
 
