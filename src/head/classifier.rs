@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::fit::{Member, PartFit, Workspace};
+use super::fit::{PartFit, Workspace};
 use super::{ClassId, HeadError, Layout, Mahalanobis, Statistics, TaskId};
 
 /// A fitted head: class scores are linear in the features (per component).
@@ -50,17 +50,15 @@ impl Classifier {
         workspace: &mut Workspace,
     ) -> Result<Self, HeadError> {
         workspace.gather(sources);
-        let members = &workspace.members;
         let first = sources.first().ok_or(HeadError::Empty)?;
-        if members.is_empty() {
+        if workspace.groups().next().is_none() {
             return Err(HeadError::Empty);
         }
         if !(0.0..=1.0).contains(&shrinkage) {
             return Err(HeadError::Shrinkage);
         }
         let layout = first.layout();
-        let groups = members.chunk_by(Member::same_component);
-        let components: Vec<_> = groups.map(|g| (g[0].class, g[0].task)).collect();
+        let components: Vec<_> = workspace.groups().map(|g| g[0].key()).collect();
         let mut classes: Vec<ClassId> = components.iter().map(|c| c.0).collect();
         classes.dedup();
         let mut firsts: Vec<usize> = classes
@@ -142,11 +140,7 @@ impl Classifier {
             }
         }
         workspace.gather(sources);
-        let groups = workspace.members.chunk_by(Member::same_component);
-        if !groups
-            .map(|g| (g[0].class, g[0].task))
-            .eq(self.components.iter().copied())
-        {
+        if !self.covers(workspace) {
             return Err(HeadError::ComponentsChanged);
         }
         for part in parts {
@@ -156,9 +150,20 @@ impl Classifier {
         Ok(())
     }
 
+    /// Whether the gathered sources hold the components of this classifier.
+    pub(super) fn covers(&self, workspace: &Workspace) -> bool {
+        let components = workspace.groups().map(|g| g[0].key());
+        components.eq(self.components.iter().copied())
+    }
+
     /// The classes in the order of the scores, ascending.
     pub fn classes(&self) -> &[ClassId] {
         &self.classes
+    }
+
+    /// The components behind the classes, sorted by class, then task.
+    pub fn components(&self) -> &[(ClassId, TaskId)] {
+        &self.components
     }
 
     pub fn layout(&self) -> Layout {
@@ -246,17 +251,19 @@ impl Classifier {
         top + (sum / count).ln()
     }
 
+    /// `w_k^T (x - c)` of one part, `features` being that part alone.
+    pub(super) fn projection(&self, component: usize, part: usize, features: &[f32]) -> f64 {
+        let range = self.layout.part(part);
+        let weight = &self.weight(component)[range.clone()];
+        f64::from(centred_dot(weight, features, &self.center[range]))
+    }
+
     fn component_score(&self, component: usize, features: &[f32]) -> f64 {
         let offsets = &self.offsets[component * self.layout.parts..];
-        let dim = self.layout.dim;
-        let weights = self.weight(component).chunks_exact(dim);
-        let parts = features
-            .chunks_exact(dim)
-            .zip(self.center.chunks_exact(dim));
-        weights
-            .zip(parts)
-            .zip(offsets)
-            .map(|((w, (x, c)), &offset)| f64::from(centred_dot(w, x, c)) + f64::from(offset))
+        let parts = features.chunks_exact(self.layout.dim).zip(offsets);
+        parts
+            .enumerate()
+            .map(|(part, (x, &offset))| self.projection(component, part, x) + f64::from(offset))
             .sum()
     }
 

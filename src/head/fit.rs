@@ -32,7 +32,7 @@ pub struct Workspace {
     /// `[dim, COLUMNS]`
     rhs: Vec<f32>,
     panel: Vec<f32>,
-    pub(super) members: Vec<Member>,
+    members: Vec<Member>,
 }
 
 /// A component of one of the sources.
@@ -45,8 +45,12 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn same_component(&self, other: &Self) -> bool {
-        (self.class, self.task) == (other.class, other.task)
+    pub(super) fn key(&self) -> (ClassId, TaskId) {
+        (self.class, self.task)
+    }
+
+    fn same_component(&self, other: &Self) -> bool {
+        self.key() == other.key()
     }
 }
 
@@ -65,7 +69,7 @@ impl Classifier {
         // The means go where the weights will be, and from there into the right-hand sides.
         self.center[range.clone()].fill(0.0);
         let share = 1.0 / self.components.len() as f32;
-        let groups = workspace.members.chunk_by(Member::same_component);
+        let groups = workspace.groups();
         for (group, row) in groups.zip(self.weights.chunks_exact_mut(width)) {
             let mean = &mut row[range.clone()];
             pooled_mean(sources, group, range.clone(), mean);
@@ -159,6 +163,11 @@ impl Classifier {
 }
 
 impl Workspace {
+    /// Sources of every component, in order.
+    pub(super) fn groups(&self) -> impl Iterator<Item = &[Member]> {
+        self.members.chunk_by(Member::same_component)
+    }
+
     /// Lists the components of all sources, those of the same class and task side by side.
     pub(super) fn gather(&mut self, sources: &[&Statistics]) {
         self.members.clear();
@@ -215,7 +224,12 @@ impl Workspace {
 }
 
 /// The mean of one part over every source's share of a component.
-fn pooled_mean(sources: &[&Statistics], group: &[Member], range: Range<usize>, out: &mut [f32]) {
+pub(super) fn pooled_mean(
+    sources: &[&Statistics],
+    group: &[Member],
+    range: Range<usize>,
+    out: &mut [f32],
+) {
     let component = |m: &Member| &sources[m.source].components()[m.index];
     if let [only] = group {
         out.copy_from_slice(&component(only).mean[range]);

@@ -4,7 +4,7 @@
 //! pooling. [`Statistics`] holds what was learned: a count and a mean per component (one class of
 //! one task) and, per part, one covariance shared by all of them. [`Classifier`] is fitted from
 //! statistics in closed form, [`Calibration`] turns its scores into
-//! probabilities, and [`Mahalanobis`] with a [`Sketch`] of validation distances says when an
+//! probabilities, and [`RelativeMahalanobis`] with a [`Sketch`] of validation distances says when an
 //! image is like nothing that was learned.
 
 mod calibration;
@@ -14,6 +14,7 @@ mod factor;
 mod fit;
 mod layout;
 mod reject;
+mod relative;
 mod statistics;
 
 pub use calibration::{Calibration, Temperature, probabilities};
@@ -22,6 +23,7 @@ pub use factor::Factor;
 pub use fit::{PartFit, Workspace};
 pub use layout::{ClassId, Layout, TaskId};
 pub use reject::{Mahalanobis, Sketch};
+pub use relative::RelativeMahalanobis;
 pub use statistics::{Component, Statistics};
 
 /// What can go wrong in the head.

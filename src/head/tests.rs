@@ -152,6 +152,27 @@ fn the_distance_is_that_to_the_nearest_mean_under_the_inverse_covariance() {
 }
 
 #[test]
+fn the_relative_distance_subtracts_that_under_the_covariance_of_everything() {
+    for (images, dim) in [(4, 40), (30, 5)] {
+        let set = Set::draw(10, Layout { parts: 2, dim }, 3, 2, images);
+        let statistics = set.statistics();
+        let classifier = Classifier::fit(&[&statistics], 0.1).unwrap();
+        let relative = RelativeMahalanobis::fit(&classifier, &[&statistics]).unwrap();
+        for shift in [0.0, 5.0] {
+            let x: Vec<f32> = set.features[0].iter().map(|v| v + shift).collect();
+            let ours = f64::from(relative.distance(&classifier, &x).unwrap());
+            let nearest = set.distance(0.1, &x);
+            let truth = (nearest - set.background(0.1, &x)) / (2 * dim) as f64;
+            let scale = truth.abs().max(nearest / (2 * dim) as f64);
+            assert!((ours - truth).abs() < 1e-3 * scale, "{ours} and {truth}");
+        }
+        let other = Set::draw(10, set.layout, 4, 2, images).statistics();
+        let refused = RelativeMahalanobis::fit(&classifier, &[&other]);
+        assert_eq!(refused, Err(HeadError::ComponentsChanged));
+    }
+}
+
+#[test]
 fn a_class_of_several_domains_scores_as_their_mixture() {
     let set = Set::draw(5, Layout { parts: 2, dim: 6 }, 2, 3, 8);
     let classifier = Classifier::fit(&[&set.statistics()], 0.1).unwrap();

@@ -158,6 +158,35 @@ impl Set {
     }
 }
 
+impl Set {
+    /// Squared distance to the average mean under the covariance of everything, summed over parts.
+    pub(super) fn background(&self, shrinkage: f64, x: &[f32]) -> f64 {
+        let dim = self.layout.dim;
+        let components = self.components();
+        let count = components.len() as f64;
+        let mut distance = 0.0;
+        for part in 0..self.layout.parts {
+            let means: Vec<_> = components.iter().map(|&c| self.mean(c, part)).collect();
+            let center: Vec<f64> = (0..dim)
+                .map(|d| means.iter().map(|m| m[d]).sum::<f64>() / count)
+                .collect();
+            let mut total = invert(self.precision(shrinkage, part), dim);
+            for (at, t) in total.iter_mut().enumerate() {
+                let deviation = |m: &Vec<f64>, d: usize| m[d] - center[d];
+                let product = |m| deviation(m, at / dim) * deviation(m, at % dim);
+                *t += means.iter().map(product).sum::<f64>() / count;
+            }
+            let inverse = invert(total, dim);
+            let x = &x[self.layout.part(part)];
+            let deviation = |d: usize| f64::from(x[d]) - center[d];
+            for (at, v) in inverse.iter().enumerate() {
+                distance += deviation(at / dim) * v * deviation(at % dim);
+            }
+        }
+        distance
+    }
+}
+
 /// Gauss-Jordan with partial pivoting.
 pub(super) fn invert(mut a: Vec<f64>, n: usize) -> Vec<f64> {
     let mut inverse: Vec<f64> = (0..n * n)
