@@ -1,22 +1,24 @@
 //! Matrix products over strided views.
 
+use super::gemm::Kernel;
+
 /// A read-only matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Debug, Clone, Copy)]
 pub struct MatRef<'a> {
-    data: &'a [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
 }
 
 /// A writable matrix with contiguous rows: element `(i, j)` is `data[i * row_stride + j]`.
 #[derive(Debug)]
 pub struct MatMut<'a> {
-    data: &'a mut [f32],
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
+    pub(super) data: &'a mut [f32],
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) row_stride: usize,
 }
 
 impl<'a> MatRef<'a> {
@@ -103,9 +105,23 @@ fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
 
 /// `C = alpha A B + beta C` with A `[m, k]`, B `[k, n]`, C `[m, n]`; with `beta` 0, C is not read.
 ///
+/// Runs the hand-written kernel of [`gemm`](super::gemm) for this machine, or the matrixmultiply
+/// crate's where there is none.
+///
 /// # Panics
 /// When the shapes do not agree.
 pub fn matmul(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>) {
+    match Kernel::chosen() {
+        Some(kernel) => kernel.multiply(alpha, a, b, beta, c),
+        None => matmul_portable(alpha, a, b, beta, c),
+    }
+}
+
+/// [`matmul`] by the matrixmultiply crate, which knows most architectures.
+///
+/// # Panics
+/// When the shapes do not agree.
+pub fn matmul_portable(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>) {
     assert!(
         a.cols == b.rows && a.rows == c.rows && b.cols == c.cols,
         "matrix shapes do not agree"

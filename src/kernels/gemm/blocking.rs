@@ -1,0 +1,201 @@
+//! Cuts a product into cache blocks and register tiles.
+
+use super::Kernel;
+use crate::kernels::matmul::{MatMut, MatRef};
+use std::mem::MaybeUninit;
+
+/// One register tile of C and the strips of A and B it is the product of.
+///
+/// A tile function for `R` rows and `V` vectors of `L` lanes may be called when
+/// - `(V - 1) * L < cols <= V * L`;
+/// - `a + r * a_row + p * a_col` is readable for all `r < R`, `p < depth`;
+/// - `b + p * b_row + j` is readable for all `p < depth` and `j < cols`, without packing for all
+///   `j < V * L`;
+/// - `c + r * c_row + j` is writable for all `r < R`, `j < cols`, and initialised unless `beta` is 0;
+/// - `packed`, with packing, has room for `depth * V * L` floats: B's rows are left there, zero
+///   past `cols`.
+///
+/// `ahead` is where the next panel of B starts, a hint for the caches.
+pub(super) struct Tile {
+    pub depth: usize,
+    pub a: *const f32,
+    pub a_row: usize,
+    pub a_col: usize,
+    pub b: *const f32,
+    pub b_row: usize,
+    pub cols: usize,
+    pub packed: *mut f32,
+    pub c: *mut f32,
+    pub c_row: usize,
+    pub alpha: f32,
+    pub beta: f32,
+    pub ahead: *const f32,
+    pub ahead_step: usize,
+}
+
+pub(super) type TileFn = unsafe fn(&Tile);
+
+/// `(from, stride, depth, cols, to, width)`, see [`super::vector::pack_transposed`].
+pub(super) type PackFn = unsafe fn(*const f32, usize, usize, usize, *mut f32, usize);
+
+/// Floats in the packed panel: 512 rows of two AVX-512 vectors.
+const PANEL: usize = 512 * 32;
+
+/// Tiles of a column that share the work of asking for the next panel of B: enough that its
+/// lines do not crowd out those the products wait for.
+const TILES_AHEAD: usize = 4;
+
+#[repr(align(64))]
+struct Panel(MaybeUninit<[f32; PANEL]>);
+
+/// Bytes of stack a product takes for its packed panel, in each thread that runs one.
+pub const fn scratch_bytes() -> usize {
+    size_of::<Panel>()
+}
+
+/// Cuts `total` into as few parts of at most `most` as it takes, as even as can be: start and
+/// length of each.
+fn parts(total: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let count = total.div_ceil(most);
+    (0..count).map(move |i| {
+        let (start, end) = (i * total / count, (i + 1) * total / count);
+        (start, end - start)
+    })
+}
+
+impl Kernel {
+    /// `C = alpha A B + beta C` with A `[m, k]`, B `[k, n]`, C `[m, n]`; with `beta` 0, C is not
+    /// read.
+    ///
+    /// # Panics
+    /// When the shapes do not agree.
+    pub fn multiply(&self, alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>) {
+        assert!(
+            a.cols == b.rows && a.rows == c.rows && b.cols == c.cols,
+            "matrix shapes do not agree"
+        );
+        if a.rows == 0 || b.cols == 0 {
+            return;
+        }
+        if a.cols == 0 {
+            return scale(beta, c);
+        }
+        let mut panel = Panel(MaybeUninit::uninit());
+        for (row, rows) in parts(a.rows, self.block_rows) {
+            for (p, depth) in parts(a.cols, self.depth) {
+                let beta = if p == 0 { beta } else { 1.0 };
+                // SAFETY: the views hold their last element, so every element of this block; C is
+                // borrowed exclusively and cannot overlap A or B.
+                let block = unsafe {
+                    Block {
+                        kernel: self,
+                        rows,
+                        depth,
+                        cols: b.cols,
+                        a: a.data.as_ptr().add(row * a.row_stride + p * a.col_stride),
+                        a_row: a.row_stride,
+                        a_col: a.col_stride,
+                        b: b.data.as_ptr().add(p * b.row_stride),
+                        b_row: b.row_stride,
+                        b_col: b.col_stride,
+                        c: c.data.as_mut_ptr().add(row * c.row_stride),
+                        c_row: c.row_stride,
+                        alpha,
+                        beta,
+                    }
+                };
+                // SAFETY: as above, and a kernel exists only where its instruction set does.
+                unsafe { block.multiply(panel.0.as_mut_ptr().cast()) }
+            }
+        }
+    }
+}
+
+fn scale(beta: f32, c: MatMut<'_>) {
+    for row in c.data.chunks_mut(c.row_stride).take(c.rows) {
+        for x in &mut row[..c.cols] {
+            *x = if beta == 0.0 { 0.0 } else { beta * *x };
+        }
+    }
+}
+
+/// A block of A whose rows fit the second-level cache, all of B's columns beside it.
+struct Block<'a> {
+    kernel: &'a Kernel,
+    rows: usize,
+    depth: usize,
+    cols: usize,
+    a: *const f32,
+    a_row: usize,
+    a_col: usize,
+    b: *const f32,
+    b_row: usize,
+    b_col: usize,
+    c: *mut f32,
+    c_row: usize,
+    alpha: f32,
+    beta: f32,
+}
+
+impl Block<'_> {
+    /// # Safety
+    /// The block's elements are in bounds, C's exclusive, and those of `packed` writable.
+    unsafe fn multiply(&self, packed: *mut f32) {
+        let kernel = self.kernel;
+        let widest = kernel.lanes * kernel.vectors;
+        for col in (0..self.cols).step_by(widest) {
+            let cols = (self.cols - col).min(widest);
+            let vectors = cols.div_ceil(kernel.lanes);
+            let width = vectors * kernel.lanes;
+            // A panel of one tile is read where it lies unless its last vector is short.
+            let in_place = self.b_col == 1 && self.rows <= kernel.rows && cols == width;
+            // SAFETY: `col < cols`.
+            let b = unsafe { self.b.add(col * self.b_col) };
+            if self.b_col != 1 {
+                // SAFETY: a view has unit stride along one side, so B's columns are contiguous;
+                // the panel holds `depth * width` floats for every kernel.
+                unsafe {
+                    (kernel.pack_transposed)(b, self.b_col, self.depth, cols, packed, width);
+                }
+            }
+            for (i, (row, rows)) in parts(self.rows, kernel.rows).enumerate() {
+                let pack = self.b_col == 1 && i == 0 && !in_place;
+                let (b, b_row) = if pack || in_place {
+                    (b, self.b_row)
+                } else {
+                    (packed.cast_const(), width)
+                };
+                let (ahead, ahead_step) = self.ahead(col + width, i).unwrap_or((b, 0));
+                // SAFETY: the tile lies inside the block; `packed` was filled by the transposing
+                // pack or by the first tile of this column unless this tile does so.
+                unsafe {
+                    let tile = Tile {
+                        depth: self.depth,
+                        a: self.a.add(row * self.a_row),
+                        a_row: self.a_row,
+                        a_col: self.a_col,
+                        b,
+                        b_row,
+                        cols,
+                        packed,
+                        c: self.c.add(row * self.c_row + col),
+                        c_row: self.c_row,
+                        alpha: self.alpha,
+                        beta: self.beta,
+                        ahead,
+                        ahead_step,
+                    };
+                    (kernel.tile)(rows, vectors, pack)(&tile);
+                }
+            }
+        }
+    }
+
+    /// The share of the panel at column `next` that tile `i` of a column should ask for, one row
+    /// in four steps, and its stride.
+    fn ahead(&self, next: usize, i: usize) -> Option<(*const f32, usize)> {
+        let share = i.checked_sub(1).filter(|share| *share < TILES_AHEAD)?;
+        let start = share * self.depth / TILES_AHEAD * self.b_row + next;
+        (self.b_col == 1 && next < self.cols).then(|| (self.b.wrapping_add(start), self.b_row))
+    }
+}

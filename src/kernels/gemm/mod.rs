@@ -1,0 +1,79 @@
+//! Single-threaded `f32` matrix products by hand-written register tiles, one file per instruction
+//! set, chosen once at run time.
+//!
+//! The loops are those of Goto and van de Geijn, "Anatomy of High-Performance Matrix
+//! Multiplication" (2008), with what frozen weights and short products allow left out. A is read in
+//! place: a tile touches a dozen rows, each a stream of its own. Only one panel of B is ever
+//! copied, [`scratch_bytes`] on the caller's stack: the first tile of a column of tiles stores the
+//! vectors of B it loads anyway, and the others read that copy. A transposed B is packed before the
+//! first tile. Nothing is allocated on the heap.
+//!
+//! An element of C sums over k in order, in steps that depend on k alone, so a row of the result is
+//! the same to the bit whatever rows are multiplied beside it.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod blocking;
+#[cfg(target_arch = "x86_64")]
+mod broadcast;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(test)]
+mod tests;
+mod vector;
+
+use blocking::{PackFn, TileFn};
+use std::sync::OnceLock;
+
+pub use blocking::scratch_bytes;
+
+/// The register tiles of one instruction set and the cache blocks that suit it.
+///
+/// A value exists only for instruction sets this machine has: it is had from [`Kernel::chosen`]
+/// or [`Kernel::available`].
+#[derive(Debug)]
+pub struct Kernel {
+    name: &'static str,
+    /// Floats in a vector.
+    lanes: usize,
+    /// Rows of C in the tallest tile.
+    rows: usize,
+    /// Vectors in a row of the widest tile.
+    vectors: usize,
+    /// Most steps along k before C is written.
+    depth: usize,
+    /// Most rows of A that stay in the second-level cache while B passes by.
+    block_rows: usize,
+    tile: fn(rows: usize, vectors: usize, pack: bool) -> TileFn,
+    pack_transposed: PackFn,
+}
+
+impl Kernel {
+    /// The instruction set: `avx512`, `avx2` or `neon`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The fastest kernel this machine can run; none where there is no hand-written one.
+    pub fn chosen() -> Option<&'static Self> {
+        static CHOSEN: OnceLock<Option<&'static Kernel>> = OnceLock::new();
+        *CHOSEN.get_or_init(|| Self::available().next())
+    }
+
+    /// The kernels this machine can run, fastest first.
+    pub fn available() -> impl Iterator<Item = &'static Self> {
+        #[cfg(target_arch = "x86_64")]
+        let known = [
+            is_x86_feature_detected!("avx512f").then_some(&avx512::KERNEL),
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
+                .then_some(&avx2::KERNEL),
+        ];
+        #[cfg(target_arch = "aarch64")]
+        let known = [std::arch::is_aarch64_feature_detected!("neon").then_some(&neon::KERNEL)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let known = [None];
+        known.into_iter().flatten()
+    }
+}

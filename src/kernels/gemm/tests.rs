@@ -1,0 +1,226 @@
+//! Every kernel this machine can run, and the portable path, against the naive product.
+
+use super::Kernel;
+use crate::kernels::matmul::{MatMut, MatRef, matmul_naive, matmul_portable};
+use proptest::prelude::*;
+
+/// A product over matrices inside wider storage, either factor possibly transposed.
+#[derive(Debug, Clone)]
+struct Product {
+    m: usize,
+    k: usize,
+    n: usize,
+    /// Floats between a row's end and the next row's start, in A, B and C.
+    gaps: [usize; 3],
+    transposed: [bool; 2],
+    alpha: f32,
+    beta: f32,
+}
+
+/// Values in (-1, 1) without a pattern that could hide a swapped index.
+fn values(len: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as f32 / u32::MAX as f32 * 2.0 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Exactly as many floats as a strided matrix needs, so that a read past its end leaves the slice.
+fn storage(rows: usize, cols: usize, gap: usize) -> usize {
+    rows.saturating_sub(1) * (cols + gap) + cols
+}
+
+impl Product {
+    fn plain(m: usize, k: usize, n: usize) -> Self {
+        Self {
+            m,
+            k,
+            n,
+            gaps: [0; 3],
+            transposed: [false; 2],
+            alpha: 1.0,
+            beta: 0.0,
+        }
+    }
+
+    fn factors(&self) -> [Vec<f32>; 2] {
+        let sides = [(self.m, self.k), (self.k, self.n)];
+        std::array::from_fn(|i| {
+            let (rows, cols) = self.stored(i, sides[i]);
+            values(storage(rows, cols, self.gaps[i]), i as u32 + 1)
+        })
+    }
+
+    fn stored(&self, i: usize, (rows, cols): (usize, usize)) -> (usize, usize) {
+        if self.transposed[i] {
+            (cols, rows)
+        } else {
+            (rows, cols)
+        }
+    }
+
+    fn view<'a>(&self, i: usize, data: &'a [f32]) -> MatRef<'a> {
+        let sides = [(self.m, self.k), (self.k, self.n)];
+        let (rows, cols) = self.stored(i, sides[i]);
+        let stored = MatRef::strided(data, rows, cols, cols + self.gaps[i]);
+        if self.transposed[i] {
+            stored.t()
+        } else {
+            stored
+        }
+    }
+
+    /// C's whole storage, gaps included, after the product.
+    fn run(&self, multiply: impl Fn(f32, MatRef<'_>, MatRef<'_>, f32, MatMut<'_>)) -> Vec<f32> {
+        let [a, b] = self.factors();
+        let mut c = values(storage(self.m, self.n, self.gaps[2]), 3);
+        let out = MatMut::strided(&mut c, self.m, self.n, self.n + self.gaps[2]);
+        multiply(
+            self.alpha,
+            self.view(0, &a),
+            self.view(1, &b),
+            self.beta,
+            out,
+        );
+        c
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        let want = self.run(matmul_naive);
+        let tolerance = 1e-6 * (self.k as f32 + 4.0);
+        let close = |got: &[f32]| {
+            got.iter()
+                .zip(&want)
+                .all(|(got, want)| (got - want).abs() <= tolerance)
+        };
+        for kernel in Kernel::available() {
+            let got = self.run(|alpha, a, b, beta, c| kernel.multiply(alpha, a, b, beta, c));
+            prop_assert!(close(&got), "{}: {:?}", kernel.name(), self);
+        }
+        prop_assert!(close(&self.run(matmul_portable)), "portable: {:?}", self);
+        Ok(())
+    }
+}
+
+/// Sides around the tile sizes, and past the cache blocks now and then.
+fn side(blocks: std::ops::Range<usize>) -> impl Strategy<Value = usize> {
+    prop_oneof![2 => 0..3_usize, 8 => 1..40_usize, 2 => 40..130_usize, 1 => blocks]
+}
+
+fn factor() -> impl Strategy<Value = f32> {
+    prop_oneof![Just(0.0), Just(1.0), Just(-1.0), -2.0..2.0_f32]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn every_kernel_agrees_with_the_naive_product(
+        m in side(500..560),
+        k in side(370..1100),
+        n in side(130..200),
+        gaps in prop::array::uniform3(0..5_usize),
+        transposed in any::<[bool; 2]>(),
+        alpha in factor(),
+        beta in factor(),
+    ) {
+        Product { m, k, n, gaps, transposed, alpha, beta }.check()?;
+    }
+}
+
+#[test]
+fn the_shapes_of_a_vision_transformer_agree_with_the_naive_product() {
+    for (m, k, n) in [
+        (65, 384, 1152),
+        (73, 1536, 384),
+        (257, 64, 257),
+        (73, 384, 16),
+    ] {
+        for transposed in [[false, false], [false, true], [true, false]] {
+            Product {
+                transposed,
+                ..Product::plain(m, k, n)
+            }
+            .check()
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn with_beta_zero_c_is_not_read() {
+    for kernel in Kernel::available() {
+        for (m, k, n) in [(1, 1, 1), (7, 600, 19), (30, 16, 70), (5, 0, 9)] {
+            let (a, b) = (values(m * k, 1), values(k * n, 2));
+            let mut c = vec![f32::NAN; m * n];
+            kernel.multiply(
+                1.0,
+                MatRef::new(&a, m, k),
+                MatRef::new(&b, k, n),
+                0.0,
+                MatMut::new(&mut c, m, n),
+            );
+            assert!(
+                c.iter().all(|x| x.is_finite()),
+                "{} {m} {k} {n}",
+                kernel.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn storage_between_the_rows_of_c_is_left_alone() {
+    let product = Product {
+        gaps: [0, 0, 3],
+        ..Product::plain(9, 20, 37)
+    };
+    let before = values(storage(9, 37, 3), 3);
+    for kernel in Kernel::available() {
+        let after = product.run(|alpha, a, b, beta, c| kernel.multiply(alpha, a, b, beta, c));
+        for (row_after, row_before) in after.chunks(40).zip(before.chunks(40)) {
+            assert_eq!(row_after[37..], row_before[37..], "{}", kernel.name());
+        }
+    }
+}
+
+#[test]
+fn a_row_of_the_result_does_not_depend_on_the_rows_beside_it() {
+    let (k, n) = (700, 50);
+    let (a, b) = (values(40 * k, 1), values(k * n, 2));
+    for kernel in Kernel::available() {
+        let product = |rows: usize| {
+            let mut c = vec![0.0; rows * n];
+            kernel.multiply(
+                1.0,
+                MatRef::new(&a[..rows * k], rows, k),
+                MatRef::new(&b, k, n),
+                0.0,
+                MatMut::new(&mut c, rows, n),
+            );
+            c
+        };
+        let all = product(40);
+        for rows in [1, 5, 14, 29] {
+            assert_eq!(product(rows), all[..rows * n], "{}", kernel.name());
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "matrix shapes do not agree")]
+fn shapes_that_do_not_agree_are_refused() {
+    let data = [0.0; 6];
+    let mut c = [0.0; 4];
+    crate::kernels::matmul::matmul(
+        1.0,
+        MatRef::new(&data, 2, 3),
+        MatRef::new(&data, 2, 3),
+        0.0,
+        MatMut::new(&mut c, 2, 2),
+    );
+}

@@ -1,0 +1,108 @@
+//! What the blocking asks of an instruction set's vector register.
+
+/// A vector register of `f32` lanes.
+///
+/// # Safety
+/// Methods may only be called where the instruction set of the implementing type is available;
+/// they are inlined into functions that enable it. Pointers must be good for the lanes the method
+/// names, with no alignment asked.
+pub(super) trait Vector: Copy {
+    const LANES: usize;
+    /// Selects the first so many lanes.
+    type Mask: Copy;
+
+    /// `lanes` is in `1..=LANES`.
+    unsafe fn mask(lanes: usize) -> Self::Mask;
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    /// The selected lanes from memory, zero elsewhere; no other memory is read.
+    unsafe fn load_some(mask: Self::Mask, from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// Writes the selected lanes; no other memory is written.
+    unsafe fn store_some(self, mask: Self::Mask, to: *mut f32);
+    unsafe fn mul(self, by: Self) -> Self;
+    /// `self * by + plus`, rounded once.
+    unsafe fn mul_add(self, by: Self, plus: Self) -> Self;
+    /// Asks for the cache line at `at`, which may be any address.
+    unsafe fn prefetch(at: *const f32);
+    /// Transposes a square block of `LANES` rows, `stride` and `width` floats apart.
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, width: usize);
+}
+
+/// Copies the transpose of `cols` rows of `depth` floats, `stride` apart, to `depth` rows of
+/// `width` floats, zero past `cols`. `width` is `cols` rounded up to whole vectors.
+///
+/// # Safety
+/// `from` is good for those reads and `to` for `depth * width` writes; the instruction set of `V`.
+#[inline(always)]
+pub(super) unsafe fn pack_transposed<V: Vector>(
+    from: *const f32,
+    stride: usize,
+    depth: usize,
+    cols: usize,
+    to: *mut f32,
+    width: usize,
+) {
+    for j in (0..width).step_by(V::LANES) {
+        let valid = (cols - j).min(V::LANES);
+        for p in (0..depth).step_by(V::LANES) {
+            let deep = (depth - p).min(V::LANES);
+            // SAFETY: `j < cols` and `p < depth`, so both blocks start in bounds; a whole block is
+            // moved only where whole, an edge element by element.
+            unsafe {
+                let from = from.add(j * stride + p);
+                let to = to.add(p * width + j);
+                if valid == V::LANES && deep == V::LANES {
+                    V::transpose(from, stride, to, width);
+                } else {
+                    for d in 0..deep {
+                        for c in 0..V::LANES {
+                            let x = if c < valid {
+                                *from.add(c * stride + d)
+                            } else {
+                                0.0
+                            };
+                            *to.add(d * width + c) = x;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Writes one tile: `acc * alpha`, plus `c * beta` unless `beta` is 0.
+///
+/// # Safety
+/// `c` is good for `ROWS` rows, `c_row` apart, of `VECTORS` vectors, the last `last` lanes wide;
+/// the instruction set of `V`.
+#[inline(always)]
+pub(super) unsafe fn write_back<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    acc: [[V; VECTORS]; ROWS],
+    t: &super::blocking::Tile,
+    last: usize,
+) {
+    // SAFETY: the caller's contract; only the last vector of a row may be short, and it is masked.
+    unsafe {
+        let mask = V::mask(last);
+        let (alpha, beta) = (V::splat(t.alpha), V::splat(t.beta));
+        for (r, row) in acc.into_iter().enumerate() {
+            for (v, x) in row.into_iter().enumerate() {
+                let c = t.c.add(r * t.c_row + v * V::LANES);
+                let scaled = x.mul(alpha);
+                if v + 1 < VECTORS || last == V::LANES {
+                    if t.beta == 0.0 {
+                        scaled.store(c);
+                    } else {
+                        V::load(c).mul_add(beta, scaled).store(c);
+                    }
+                } else if t.beta == 0.0 {
+                    scaled.store_some(mask, c);
+                } else {
+                    let old = V::load_some(mask, c);
+                    old.mul_add(beta, scaled).store_some(mask, c);
+                }
+            }
+        }
+    }
+}
