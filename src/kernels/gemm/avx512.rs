@@ -12,6 +12,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     rows: ROWS,
     vectors: VECTORS,
     depth: 512,
+    streamed_depth: 48,
     block_rows: 512,
     tile: |rows, vectors, pack| TILES[usize::from(pack)][vectors - 1][rows - 1],
     pack_transposed: pack,

@@ -14,8 +14,6 @@ use std::mem::MaybeUninit;
 /// - `c + r * c_row + j` is writable for all `r < R`, `j < cols`, and initialised unless `beta` is 0;
 /// - `packed`, with packing, has room for `depth * V * L` floats: B's rows are left there, zero
 ///   past `cols`.
-///
-/// `ahead` is where the next panel of B starts, a hint for the caches.
 pub(super) struct Tile {
     pub depth: usize,
     pub a: *const f32,
@@ -29,8 +27,6 @@ pub(super) struct Tile {
     pub c_row: usize,
     pub alpha: f32,
     pub beta: f32,
-    pub ahead: *const f32,
-    pub ahead_step: usize,
 }
 
 pub(super) type TileFn = unsafe fn(&Tile);
@@ -41,9 +37,10 @@ pub(super) type PackFn = unsafe fn(*const f32, usize, usize, usize, *mut f32, us
 /// Floats in the packed panel: 512 rows of two AVX-512 vectors.
 const PANEL: usize = 512 * 32;
 
-/// Tiles of a column that share the work of asking for the next panel of B: enough that its
-/// lines do not crowd out those the products wait for.
-const TILES_AHEAD: usize = 4;
+/// Fewest floats of B taken to come from memory rather than a cache, and most rows of A that do
+/// not hide its latency.
+const STREAMED_SIZE: usize = 256 * 384;
+const STREAMED_ROWS: usize = 160;
 
 #[repr(align(64))]
 struct Panel(MaybeUninit<[f32; PANEL]>);
@@ -80,9 +77,18 @@ impl Kernel {
         if a.cols == 0 {
             return scale(beta, c);
         }
+        let streamed = b.col_stride == 1
+            && alpha == 1.0
+            && a.rows <= STREAMED_ROWS
+            && b.rows * b.cols >= STREAMED_SIZE;
+        let depth = if streamed {
+            self.streamed_depth
+        } else {
+            self.depth
+        };
         let mut panel = Panel(MaybeUninit::uninit());
         for (row, rows) in parts(a.rows, self.block_rows) {
-            for (p, depth) in parts(a.cols, self.depth) {
+            for (p, depth) in parts(a.cols, depth) {
                 let beta = if p == 0 { beta } else { 1.0 };
                 // SAFETY: the views hold their last element, so every element of this block; C is
                 // borrowed exclusively and cannot overlap A or B.
@@ -165,7 +171,6 @@ impl Block<'_> {
                 } else {
                     (packed.cast_const(), width)
                 };
-                let (ahead, ahead_step) = self.ahead(col + width, i).unwrap_or((b, 0));
                 // SAFETY: the tile lies inside the block; `packed` was filled by the transposing
                 // pack or by the first tile of this column unless this tile does so.
                 unsafe {
@@ -182,20 +187,10 @@ impl Block<'_> {
                         c_row: self.c_row,
                         alpha: self.alpha,
                         beta: self.beta,
-                        ahead,
-                        ahead_step,
                     };
                     (kernel.tile)(rows, vectors, pack)(&tile);
                 }
             }
         }
-    }
-
-    /// The share of the panel at column `next` that tile `i` of a column should ask for, one row
-    /// in four steps, and its stride.
-    fn ahead(&self, next: usize, i: usize) -> Option<(*const f32, usize)> {
-        let share = i.checked_sub(1).filter(|share| *share < TILES_AHEAD)?;
-        let start = share * self.depth / TILES_AHEAD * self.b_row + next;
-        (self.b_col == 1 && next < self.cols).then(|| (self.b.wrapping_add(start), self.b_row))
     }
 }

@@ -2,7 +2,7 @@
 //! broadcast per row of the tile.
 
 use super::blocking::Tile;
-use super::vector::{Vector, write_back};
+use super::vector::{Vector, begin, finish};
 use std::arch::asm;
 
 /// How many rows of B ahead of the products a packing tile asks for: enough to cover a trip to
@@ -26,8 +26,8 @@ pub(super) unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, co
     // prefetches may go anywhere.
     unsafe {
         let mask = V::mask(last);
-        let mut acc = [[V::splat(0.0); VECTORS]; ROWS];
-        let (mut b, mut ahead, mut packed) = (t.b, t.ahead, t.packed);
+        let mut acc = begin::<V, ROWS, VECTORS>(t, last);
+        let (mut b, mut packed) = (t.b, t.packed);
         let row = |r: usize| t.a.wrapping_add(r * t.a_row);
         let (mut a0, mut a3, mut a6, mut a9, mut a12) = (t.a, row(3), row(6), row(9), row(12));
 
@@ -54,8 +54,6 @@ pub(super) unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, co
                     if PACK {
                         row[v].store(packed.wrapping_add(v * V::LANES));
                         V::prefetch(from.wrapping_add(ROWS_AHEAD * t.b_row));
-                    } else if $u == 0 {
-                        V::prefetch(ahead.wrapping_add(v * V::LANES));
                     }
                 }
                 products!(
@@ -66,8 +64,6 @@ pub(super) unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, co
                 b = b.wrapping_add(t.b_row);
                 if PACK {
                     packed = packed.wrapping_add(VECTORS * V::LANES);
-                } else if $u == 0 {
-                    ahead = ahead.wrapping_add(t.ahead_step);
                 }
             };
         }
@@ -91,6 +87,6 @@ pub(super) unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, co
             step!(0);
             advance!(t.a_col, 0: a0, 3: a3, 6: a6, 9: a9, 12: a12);
         }
-        write_back(acc, t, last);
+        finish(acc, t, last);
     }
 }

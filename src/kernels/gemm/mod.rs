@@ -8,8 +8,8 @@
 //! vectors of B it loads anyway, and the others read that copy. A transposed B is packed before the
 //! first tile. Nothing is allocated on the heap.
 //!
-//! An element of C sums over k in order, in steps that depend on k alone, so a row of the result is
-//! the same to the bit whatever rows are multiplied beside it.
+//! An element of C sums over k in order, started from C itself where `alpha` is 1, so a row of the
+//! result is the same to the bit whatever rows are multiplied beside it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -44,6 +44,9 @@ pub struct Kernel {
     vectors: usize,
     /// Most steps along k before C is written.
     depth: usize,
+    /// The same where a few rows of A meet a B that comes from memory: so few rows of B that the
+    /// hardware recognises each as a stream and fetches ahead.
+    streamed_depth: usize,
     /// Most rows of A that stay in the second-level cache while B passes by.
     block_rows: usize,
     tile: fn(rows: usize, vectors: usize, pack: bool) -> TileFn,

@@ -3,7 +3,7 @@
 
 use super::Kernel;
 use super::blocking::{Tile, TileFn};
-use super::vector::{Vector, pack_transposed, write_back};
+use super::vector::{Vector, begin, finish, pack_transposed};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -13,6 +13,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     rows: ROWS,
     vectors: VECTORS,
     depth: 384,
+    streamed_depth: 384,
     block_rows: 128,
     tile: |rows, vectors, pack| TILES[usize::from(pack)][vectors - 1][rows - 1],
     pack_transposed: pack,
@@ -64,8 +65,8 @@ unsafe fn tile<const ROWS: usize, const VECTORS: usize, const PACK: bool>(t: &Ti
     // last step are formed wrapping and never read, and prefetches may go anywhere.
     unsafe {
         let zero = vdupq_n_f32(0.0);
-        let mut acc = [[zero; VECTORS]; ROWS];
-        let (mut a, mut b, mut ahead, mut packed) = (t.a, t.b, t.ahead, t.packed);
+        let mut acc = begin::<float32x4_t, ROWS, VECTORS>(t, last);
+        let (mut a, mut b, mut packed) = (t.a, t.b, t.packed);
         macro_rules! row_of_b {
             () => {{
                 let mut row = [zero; VECTORS];
@@ -111,10 +112,6 @@ unsafe fn tile<const ROWS: usize, const VECTORS: usize, const PACK: bool>(t: &Ti
             products!(strips, row, 2);
             let row = row_of_b!();
             products!(strips, row, 3);
-            if !PACK {
-                float32x4_t::prefetch(ahead);
-                ahead = ahead.wrapping_add(t.ahead_step);
-            }
             a = a.wrapping_add(4);
         }
         for _ in 4 * fours..t.depth {
@@ -127,7 +124,7 @@ unsafe fn tile<const ROWS: usize, const VECTORS: usize, const PACK: bool>(t: &Ti
             }
             a = a.wrapping_add(t.a_col);
         }
-        write_back(acc, t, last);
+        finish(acc, t, last);
     }
 }
 

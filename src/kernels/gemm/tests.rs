@@ -190,8 +190,8 @@ fn storage_between_the_rows_of_c_is_left_alone() {
 
 #[test]
 fn a_row_of_the_result_does_not_depend_on_the_rows_beside_it() {
-    let (k, n) = (700, 50);
-    let (a, b) = (values(40 * k, 1), values(k * n, 2));
+    let (k, n) = (700, 150);
+    let (a, b) = (values(170 * k, 1), values(k * n, 2));
     for kernel in Kernel::available() {
         let product = |rows: usize| {
             let mut c = vec![0.0; rows * n];
@@ -204,8 +204,8 @@ fn a_row_of_the_result_does_not_depend_on_the_rows_beside_it() {
             );
             c
         };
-        let all = product(40);
-        for rows in [1, 5, 14, 29] {
+        let all = product(170);
+        for rows in [1, 5, 14, 29, 65] {
             assert_eq!(product(rows), all[..rows * n], "{}", kernel.name());
         }
     }

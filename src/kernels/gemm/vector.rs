@@ -1,5 +1,7 @@
 //! What the blocking asks of an instruction set's vector register.
 
+use super::blocking::Tile;
+
 /// A vector register of `f32` lanes.
 ///
 /// # Safety
@@ -71,36 +73,69 @@ pub(super) unsafe fn pack_transposed<V: Vector>(
     }
 }
 
-/// Writes one tile: `acc * alpha`, plus `c * beta` unless `beta` is 0.
+/// The sums a tile starts from: zero, or `beta` times C where `alpha` is 1.
+///
+/// Starting from C makes a sum over k the same to the bit however it is cut into steps.
 ///
 /// # Safety
-/// `c` is good for `ROWS` rows, `c_row` apart, of `VECTORS` vectors, the last `last` lanes wide;
-/// the instruction set of `V`.
+/// The contract of [`Tile`] for these sizes, the last vector being `last` lanes wide; the
+/// instruction set of `V`.
 #[inline(always)]
-pub(super) unsafe fn write_back<V: Vector, const ROWS: usize, const VECTORS: usize>(
+pub(super) unsafe fn begin<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    t: &Tile,
+    last: usize,
+) -> [[V; VECTORS]; ROWS] {
+    // SAFETY: C is in bounds by the contract, and read only where `beta` says it is initialised.
+    unsafe {
+        let mut acc = [[V::splat(0.0); VECTORS]; ROWS];
+        if t.alpha == 1.0 && t.beta != 0.0 {
+            let (mask, beta) = (V::mask(last), V::splat(t.beta));
+            for (r, row) in acc.iter_mut().enumerate() {
+                for (v, x) in row.iter_mut().enumerate() {
+                    let c = t.c.add(r * t.c_row + v * V::LANES);
+                    let old = if v + 1 < VECTORS {
+                        V::load(c)
+                    } else {
+                        V::load_some(mask, c)
+                    };
+                    *x = old.mul(beta);
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// Writes a tile that [`begin`] began.
+///
+/// # Safety
+/// As [`begin`].
+#[inline(always)]
+pub(super) unsafe fn finish<V: Vector, const ROWS: usize, const VECTORS: usize>(
     acc: [[V; VECTORS]; ROWS],
-    t: &super::blocking::Tile,
+    t: &Tile,
     last: usize,
 ) {
-    // SAFETY: the caller's contract; only the last vector of a row may be short, and it is masked.
+    // SAFETY: C is in bounds by the contract, and read only where `beta` says it is initialised.
     unsafe {
         let mask = V::mask(last);
         let (alpha, beta) = (V::splat(t.alpha), V::splat(t.beta));
         for (r, row) in acc.into_iter().enumerate() {
             for (v, x) in row.into_iter().enumerate() {
                 let c = t.c.add(r * t.c_row + v * V::LANES);
-                let scaled = x.mul(alpha);
-                if v + 1 < VECTORS || last == V::LANES {
-                    if t.beta == 0.0 {
-                        scaled.store(c);
-                    } else {
-                        V::load(c).mul_add(beta, scaled).store(c);
-                    }
+                let whole = v + 1 < VECTORS || last == V::LANES;
+                let x = if t.alpha == 1.0 {
+                    x
                 } else if t.beta == 0.0 {
-                    scaled.store_some(mask, c);
+                    x.mul(alpha)
                 } else {
-                    let old = V::load_some(mask, c);
-                    old.mul_add(beta, scaled).store_some(mask, c);
+                    V::load_some(if whole { V::mask(V::LANES) } else { mask }, c)
+                        .mul_add(beta, x.mul(alpha))
+                };
+                if whole {
+                    x.store(c);
+                } else {
+                    x.store_some(mask, c);
                 }
             }
         }
