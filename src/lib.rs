@@ -9,6 +9,7 @@ pub mod adapt;
 pub mod data;
 pub mod head;
 pub mod kernels;
+pub mod progress;
 pub mod state;
 pub mod train;
 pub mod vit;

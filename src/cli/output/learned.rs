@@ -1,0 +1,178 @@
+//! Answers about what was learned.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::{Report, count, lossy, percent, size, skipped};
+
+/// `learn`.
+#[derive(Debug, Clone, Serialize)]
+pub struct LearnReport {
+    /// Number of the task in the state file, from 1.
+    pub task: usize,
+    /// Names of the task's classes.
+    pub classes: Vec<String>,
+    /// Images used, the held-back ones included.
+    pub images: usize,
+    /// Files that could not be used.
+    pub skipped: usize,
+    pub epochs: usize,
+    pub seconds: f64,
+    pub train_accuracy: f64,
+    /// On the held-back images; none when the task is too small to hold any back.
+    pub validation_accuracy: Option<f64>,
+    pub parameters_added: usize,
+    /// Size of the state file.
+    pub state_bytes: u64,
+}
+
+impl Report for LearnReport {
+    fn describe(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(
+            out,
+            "learned {} from {} in {:.1} s",
+            count(self.classes.len(), "class", "classes"),
+            count(self.images, "image", "images"),
+            self.seconds
+        )?;
+        let held_back = match self.validation_accuracy {
+            Some(accuracy) => format!("{} of the images held back", percent(accuracy)),
+            None => "too few images to hold any back".to_owned(),
+        };
+        let rows = [
+            ("task", self.task.to_string()),
+            ("classes", self.classes.join(", ")),
+            (
+                "right",
+                format!(
+                    "{held_back}, {} of the others",
+                    percent(self.train_accuracy)
+                ),
+            ),
+            ("epochs", self.epochs.to_string()),
+            (
+                "added",
+                count(self.parameters_added, "parameter", "parameters"),
+            ),
+            ("state file", size(self.state_bytes)),
+        ];
+        rows.iter()
+            .try_for_each(|(name, value)| writeln!(out, "  {name:<12}{value}"))
+    }
+
+    fn shortfalls(&self) -> Vec<String> {
+        skipped(self.skipped, "learned")
+    }
+}
+
+/// `state show`.
+#[derive(Debug, Clone, Serialize)]
+pub struct StateReport {
+    #[serde(serialize_with = "lossy")]
+    pub state: PathBuf,
+    pub bytes: u64,
+    pub model: String,
+    /// Content hash of the model, in hexadecimal.
+    pub model_hash: String,
+    /// Pixels.
+    pub resolution: usize,
+    /// How many of the last blocks are adapted.
+    pub adapt_blocks: usize,
+    pub tasks: Vec<TaskSummary>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct TaskSummary {
+    /// From 1, in the order of learning.
+    pub task: usize,
+    pub classes: Vec<String>,
+    pub images: usize,
+    /// None for a task learned with `--instant`.
+    pub rank: Option<usize>,
+    /// RFC 3339, UTC.
+    pub date: String,
+    /// What the task takes of the state file.
+    pub bytes: u64,
+}
+
+impl Report for StateReport {
+    fn describe(&self, out: &mut dyn Write) -> io::Result<()> {
+        let hash = self.model_hash.get(..12).unwrap_or(&self.model_hash);
+        writeln!(
+            out,
+            "{}: {}, model {} ({hash}) at {} pixels, last {} adapted",
+            self.state.display(),
+            size(self.bytes),
+            self.model,
+            self.resolution,
+            count(self.adapt_blocks, "block", "blocks"),
+        )?;
+        writeln!(
+            out,
+            "{:>4}  {:<20}  {:>6}  {:>4}  {:>9}  classes",
+            "task", "learned", "images", "rank", "bytes"
+        )?;
+        for task in &self.tasks {
+            let rank = task
+                .rank
+                .map_or_else(|| "-".to_owned(), |rank| rank.to_string());
+            writeln!(
+                out,
+                "{:>4}  {:<20}  {:>6}  {rank:>4}  {:>9}  {}",
+                task.task,
+                task.date,
+                task.images,
+                task.bytes,
+                task.classes.join(", ")
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::shown::fields;
+    use super::*;
+
+    fn learned(skipped: usize) -> LearnReport {
+        LearnReport {
+            task: 1,
+            classes: vec!["robin".into(), "wren".into()],
+            images: 40,
+            skipped,
+            epochs: 6,
+            seconds: 3.21,
+            train_accuracy: 1.0,
+            validation_accuracy: Some(0.95),
+            parameters_added: 4096,
+            state_bytes: 1_850_000,
+        }
+    }
+
+    #[test]
+    fn learn_answers_with_the_fields_of_the_contract() {
+        let mut expected = [
+            "task",
+            "classes",
+            "images",
+            "skipped",
+            "epochs",
+            "seconds",
+            "train_accuracy",
+            "validation_accuracy",
+            "parameters_added",
+            "state_bytes",
+        ];
+        expected.sort_unstable();
+        assert_eq!(fields(&learned(0)), expected);
+    }
+
+    #[test]
+    fn skipped_files_make_an_answer_incomplete() {
+        assert!(learned(0).shortfalls().is_empty());
+        assert_eq!(learned(2).shortfalls().len(), 1);
+    }
+}
