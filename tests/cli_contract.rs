@@ -222,31 +222,79 @@ fn names_that_are_not_unicode_reach_the_command() {
 }
 
 #[test]
-fn the_environment_names_the_state_file_and_the_flag_wins() {
+fn the_environment_may_name_the_state_file() {
     let folder = tempfile::tempdir().unwrap();
-    let from_environment = fledge(["state", "show", "--help"], folder.path())
+    let help = fledge(["state", "show", "--help"], folder.path())
         .env("FLEDGE_STATE", "elsewhere.fledge")
         .output()
         .unwrap();
-    assert!(stdout(&from_environment).contains("FLEDGE_STATE"));
+    assert!(
+        stdout(&help).contains("FLEDGE_STATE=elsewhere.fledge"),
+        "{}",
+        stdout(&help)
+    );
 }
 
 #[test]
 fn a_reader_that_has_read_enough_is_no_failure() {
+    // The demonstration speaks before it needs a model, so it stops here at its first line.
+    for arguments in [["learn", "--help"].as_slice(), &["demo"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = fledge(arguments, folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let mut complaint = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut complaint)
+            .unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{arguments:?}");
+        assert_eq!(complaint, "", "{arguments:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_result_that_cannot_be_written_is_a_failure() {
     let folder = tempfile::tempdir().unwrap();
-    let mut child = fledge(["learn", "--help"], folder.path())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
         .unwrap();
-    drop(child.stdout.take());
-    let mut complaint = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut complaint)
+    let output = fledge(["demo"], folder.path())
+        .stdout(full)
+        .output()
         .unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-    assert_eq!(complaint, "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("cannot write the result"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_demonstration_does_not_touch_a_story_that_was_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    std::fs::write(kept.join("birds.fledge"), b"learned before").unwrap();
+    let output = fledge(["demo", "--keep", "kept"], folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("birds.fledge"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(
+        std::fs::read(kept.join("birds.fledge")).unwrap(),
+        b"learned before"
+    );
 }

@@ -26,24 +26,22 @@ impl Terminal {
     }
 }
 
+const UNKNOWN_TOTAL: &str = "  {msg:<28} {spinner} {elapsed}";
+const BYTES: &str = "  {msg:<28} {bar:28} {bytes}/{total_bytes} {eta:>4}";
+const STEPS: &str = "  {msg:<28} {bar:28} {pos:>5}/{len} {eta:>4}";
+
 /// Progress goes to stderr, which indicatif leaves alone when it is not a terminal.
 fn new_bar(stage: Stage, total: usize) -> ProgressBar {
-    let (bar, template) = if total == 0 {
-        (
-            ProgressBar::new_spinner(),
-            "  {msg:<28} {spinner} {elapsed}",
-        )
-    } else if stage == Stage::Download {
-        (
-            ProgressBar::new(total as u64),
-            "  {msg:<28} {bar:28} {bytes}/{total_bytes} {eta:>4}",
-        )
-    } else {
-        (
-            ProgressBar::new(total as u64),
-            "  {msg:<28} {bar:28} {pos:>5}/{len} {eta:>4}",
-        )
+    let template = match (stage, total) {
+        (_, 0) => UNKNOWN_TOTAL,
+        (Stage::Download, _) => BYTES,
+        _ => STEPS,
     };
+    let bar = match total {
+        0 => ProgressBar::new_spinner(),
+        _ => ProgressBar::new(total as u64),
+    };
+    // A template that does not parse would leave indicatif's own style; a test holds that they do.
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
     }
@@ -87,5 +85,34 @@ impl Drop for Terminal {
     /// A job that fails midway leaves no bar behind its error message.
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_template_parses() {
+        for template in [UNKNOWN_TOTAL, BYTES, STEPS] {
+            assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
+        }
+    }
+
+    #[test]
+    fn steps_of_all_threads_add_up_and_a_new_stage_starts_at_none() {
+        let terminal = Terminal::new();
+        terminal.begin(Stage::Prefix, 40);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10).for_each(|_| terminal.advance(1)));
+            }
+        });
+        let position = || terminal.bar().as_ref().map(ProgressBar::position);
+        assert_eq!(position(), Some(40));
+        terminal.begin(Stage::Save, 1);
+        assert_eq!(position(), Some(0));
+        terminal.finish();
+        assert_eq!(position(), None);
     }
 }

@@ -59,6 +59,8 @@ pub fn tell(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let begun = Instant::now();
+    let first = Day::draw(folder, "first", &FIRST_TASK)?;
+    let second = Day::draw(folder, "second", &SECOND_TASK)?;
     let mut story = Story {
         board,
         state: folder.join(STATE_FILE),
@@ -70,9 +72,6 @@ pub fn tell(
         "All of it happens on this machine. The birds are drawings, not photos: fledge has just",
     )?;
     story.say("drawn them itself, each in its own pose, place and light.\n")?;
-    let first = Day::draw(folder, "first", &FIRST_TASK)?;
-    let second = Day::draw(folder, "second", &SECOND_TASK)?;
-
     story.get_eyes()?;
     let before = story.first_day(&first, &second.unseen("sparrow"))?;
     story.second_day(&second)?;
