@@ -1,1 +1,84 @@
-//! (room under construction)
+//! What was learned, and the one file it lives in.
+
+mod file;
+
+use serde::{Deserialize, Serialize};
+
+pub use file::{Revision, StateError, check_writable, encode, read, write};
+
+use crate::adapt::{Adapters, TaskCore};
+use crate::head::{Calibration, ClassId, Statistics};
+use crate::vit::{ContentHash, Pixels};
+
+/// Everything fledge knows, as the state file holds it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Knowledge {
+    pub model: ModelIdentity,
+    /// Side of the square images everything was learned at.
+    pub resolution: Pixels,
+    /// Taps whose features the head reads, ascending; tap k is the stream after k blocks.
+    pub taps: Vec<usize>,
+    /// First adapted block, from 0; all blocks behind it are adapted too.
+    pub first_adapted: usize,
+    pub adapters: Adapters,
+    pub head: Statistics,
+    pub calibration: Calibration,
+    /// Class names; a [`ClassId`] is an index into them.
+    pub classes: Vec<String>,
+    /// Tasks in the order they were learned.
+    pub tasks: Vec<TaskRecord>,
+}
+
+/// Which model a state belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelIdentity {
+    pub name: String,
+    pub hash: ContentHash,
+}
+
+/// One learned task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    pub name: String,
+    /// Class and number of its images.
+    pub classes: Vec<(ClassId, u32)>,
+    /// Seconds since 1970 when it was learned.
+    pub learned_at: u64,
+    /// Whether its gradient update was kept; without, only the head learned.
+    pub adapted: bool,
+    /// Rank of the task's M and N, 0 where the cores did not change.
+    pub rank: usize,
+    /// What the task added to the cores, one a site.
+    pub cores: Vec<TaskCore>,
+    /// Bytes the task added to the state file.
+    pub bytes: u64,
+}
+
+impl TaskRecord {
+    /// Images it was learned from.
+    pub fn images(&self) -> u64 {
+        self.classes.iter().map(|&(_, n)| u64::from(n)).sum()
+    }
+}
+
+impl Knowledge {
+    /// How many blocks carry adapters.
+    pub fn adapted_blocks(&self) -> usize {
+        let blocks = self.adapters.sites.last().map_or(0, |site| site.block + 1);
+        blocks.saturating_sub(self.first_adapted)
+    }
+
+    /// The id of a class name, if it is known.
+    pub fn class(&self, name: &str) -> Option<ClassId> {
+        let index = self.classes.iter().position(|known| known == name)?;
+        u32::try_from(index).ok()
+    }
+
+    /// The id of a class name, which is added if it is new.
+    pub fn class_or_insert(&mut self, name: &str) -> ClassId {
+        self.class(name).unwrap_or_else(|| {
+            self.classes.push(name.to_owned());
+            (self.classes.len() - 1) as ClassId
+        })
+    }
+}
