@@ -4,11 +4,13 @@
 mod geometry;
 pub mod import;
 pub mod positions;
+mod prefix;
 pub mod reference;
 pub mod store;
 mod weights;
 
 pub use geometry::{Activation, Geometry, Pixels};
+pub use prefix::{Prefix, PrefixError, check_resolution};
 pub use weights::{
     BlockWeights, ContentHash, EmbeddingWeights, NormWeights, Preprocessing, Tensors, Weights,
     WeightsError,
