@@ -26,6 +26,10 @@ pub use reject::{Mahalanobis, Sketch};
 pub use relative::RelativeMahalanobis;
 pub use statistics::{Component, Statistics};
 
+/// Shrinkage of the covariance towards its trace that did best or near best wherever it was
+/// measured (`docs/method.md`).
+pub const DEFAULT_SHRINKAGE: f32 = 0.05;
+
 /// What can go wrong in the head.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeadError {

@@ -1,3 +1,9 @@
-//! (room under construction)
+//! Learning by gradient: the adapted blocks forward and backward, the optimiser, the epochs.
 
+pub mod adam;
 pub mod block;
+pub mod fit;
+pub mod frozen;
+pub mod objective;
+pub mod parameters;
+pub mod stack;

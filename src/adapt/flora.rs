@@ -1,0 +1,302 @@
+//! Bases and cores of F-LoRA, one site a block and projection.
+
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+
+use crate::kernels::matmul::{MatMut, MatRef, matmul};
+use crate::train::block::Adapter;
+
+/// A projection of the attention that can carry an adapter, in the order of the fused columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Projection {
+    Query = 0,
+    Key = 1,
+    Value = 2,
+}
+
+/// An adapter on one projection of one block: `y += ((h A) C) B^T`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Site {
+    /// Block index, from 0.
+    pub block: usize,
+    pub projection: Projection,
+    /// `[D, r]`; orthonormal columns once the first task is learned.
+    pub a: Vec<f32>,
+    /// `[D, r]`; orthonormal columns once the first task is learned.
+    pub b: Vec<f32>,
+    /// `[r, r]`: the sum over tasks.
+    pub core: Vec<f32>,
+    /// `[r, r]`: mean of `z z^T` with `z = A^T h` over every token of every task learned so far.
+    pub gram: Vec<f32>,
+}
+
+/// What one task added to the core of one site: `M N^T`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskCore {
+    /// `[r, r_t]`
+    pub m: Vec<f32>,
+    /// `[r, r_t]`
+    pub n: Vec<f32>,
+}
+
+/// Every adapter of a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Adapters {
+    pub dim: usize,
+    /// Rank r of the bases.
+    pub rank: usize,
+    /// Block-major, projections in order within a block.
+    pub sites: Vec<Site>,
+    /// `[m, D]`, inserted after the class token at the first adapted block.
+    pub prompts: Vec<f32>,
+    /// Tokens that the sites' `gram` are means over.
+    pub remembered: f64,
+}
+
+impl Adapters {
+    /// Fresh adapters that change nothing yet: A has random orthonormal columns, B is zero, C is
+    /// the identity
+    /// (the LoRA start, Hu et al., arXiv 2106.09685, section 4.1).
+    pub fn new(
+        dim: usize,
+        rank: usize,
+        blocks: std::ops::Range<usize>,
+        projections: &[Projection],
+        prompts: usize,
+        rng: &mut impl Rng,
+    ) -> Self {
+        let bound = (3.0 / dim as f32).sqrt();
+        let sites = blocks
+            .flat_map(|block| {
+                projections
+                    .iter()
+                    .map(move |&projection| (block, projection))
+            })
+            .map(|(block, projection)| Site {
+                block,
+                projection,
+                a: (0..dim * rank)
+                    .map(|_| rng.random_range(-bound..bound))
+                    .collect(),
+                b: vec![0.0; dim * rank],
+                core: identity(rank),
+                gram: vec![0.0; rank * rank],
+            })
+            .collect();
+        let mut adapters = Self {
+            dim,
+            rank,
+            sites,
+            prompts: (0..prompts * dim)
+                .map(|_| rng.random_range(-0.02..0.02))
+                .collect(),
+            remembered: 0.0,
+        };
+        for site in &mut adapters.sites {
+            orthonormalise_columns(&mut site.a, dim, rank);
+        }
+        adapters
+    }
+
+    /// Makes every adapter change nothing, and keeps the bases.
+    pub fn clear_cores(&mut self) {
+        for site in &mut self.sites {
+            site.core.fill(0.0);
+        }
+    }
+
+    /// Adds a learned task to what the drift guard protects: `sum` holds `z z^T` summed over
+    /// `tokens` tokens, `[r, r]` a site.
+    pub fn remember(&mut self, sum: &[f32], tokens: usize) {
+        let total = self.remembered + tokens as f64;
+        let (old, new) = ((self.remembered / total) as f32, (1.0 / total) as f32);
+        for (site, sum) in self
+            .sites
+            .iter_mut()
+            .zip(sum.chunks_exact(self.rank * self.rank))
+        {
+            for (mean, &s) in site.gram.iter_mut().zip(sum) {
+                *mean = old * *mean + new * s;
+            }
+        }
+        self.remembered = total;
+    }
+
+    /// The adapters of one block, as its forward and backward take them: query, key, value.
+    pub fn of_block(&self, block: usize) -> [Option<Adapter<'_>>; 3] {
+        let mut found = [None; 3];
+        for site in self.sites.iter().filter(|site| site.block == block) {
+            found[site.projection as usize] = Some(Adapter {
+                a: &site.a,
+                c: &site.core,
+                b: &site.b,
+                rank: self.rank,
+            });
+        }
+        found
+    }
+
+    /// Makes the columns of A and B orthonormal and moves what is left into the core, so that
+    /// `A C B^T` stays what it was: with `A = Q_a R_a` and `B = Q_b R_b`, the new core is
+    /// `R_a C R_b^T`.
+    pub fn orthonormalise(&mut self) {
+        let r = self.rank;
+        for site in &mut self.sites {
+            let ra = orthonormalise_columns(&mut site.a, self.dim, r);
+            let rb = orthonormalise_columns(&mut site.b, self.dim, r);
+            let mut left = vec![0.0; r * r];
+            let core = MatRef::new(&site.core, r, r);
+            matmul(
+                1.0,
+                MatRef::new(&ra, r, r),
+                core,
+                0.0,
+                MatMut::new(&mut left, r, r),
+            );
+            let mut moved = vec![0.0; r * r];
+            let rb = MatRef::new(&rb, r, r).t();
+            matmul(
+                1.0,
+                MatRef::new(&left, r, r),
+                rb,
+                0.0,
+                MatMut::new(&mut moved, r, r),
+            );
+            site.core = moved;
+        }
+    }
+}
+
+fn identity(n: usize) -> Vec<f32> {
+    (0..n * n)
+        .map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 })
+        .collect()
+}
+
+/// Modified Gram-Schmidt, twice for accuracy: replaces `x` `[rows, cols]` by Q and returns R
+/// `[cols, cols]`. A column that depends on earlier ones gets a zero in R and is completed from
+/// the unit vectors, so that Q is orthonormal even for a zero matrix.
+fn orthonormalise_columns(x: &mut [f32], rows: usize, cols: usize) -> Vec<f32> {
+    let mut q: Vec<Vec<f64>> = Vec::with_capacity(cols);
+    let mut r = vec![0.0f32; cols * cols];
+    for j in 0..cols {
+        let mut column: Vec<f64> = (0..rows).map(|i| f64::from(x[i * cols + j])).collect();
+        let before = norm(&column);
+        for (i, basis) in q.iter().enumerate() {
+            r[i * cols + j] = project_out(&mut column, basis) as f32;
+        }
+        for (i, basis) in q.iter().enumerate() {
+            r[i * cols + j] += project_out(&mut column, basis) as f32;
+        }
+        let after = norm(&column);
+        if after > 1e-6 * before && after > 0.0 {
+            r[j * cols + j] = after as f32;
+        } else {
+            column = completion(&q, rows);
+        }
+        let scale = norm(&column).recip();
+        column.iter_mut().for_each(|v| *v *= scale);
+        q.push(column);
+    }
+    for (j, column) in q.iter().enumerate() {
+        for (i, &v) in column.iter().enumerate() {
+            x[i * cols + j] = v as f32;
+        }
+    }
+    r
+}
+
+/// A vector outside the span of `q`: the unit vector with most left after projection.
+fn completion(q: &[Vec<f64>], rows: usize) -> Vec<f64> {
+    (0..=q.len())
+        .map(|k| {
+            let mut unit = vec![0.0; rows];
+            unit[k % rows] = 1.0;
+            for basis in q.iter().chain(q) {
+                project_out(&mut unit, basis);
+            }
+            unit
+        })
+        .max_by(|a, b| norm(a).total_cmp(&norm(b)))
+        .unwrap_or_else(|| vec![1.0; rows])
+}
+
+fn project_out(v: &mut [f64], basis: &[f64]) -> f64 {
+    let along: f64 = v.iter().zip(basis).map(|(a, b)| a * b).sum();
+    v.iter_mut().zip(basis).for_each(|(a, b)| *a -= along * b);
+    along
+}
+
+fn norm(v: &[f64]) -> f64 {
+    v.iter().map(|a| a * a).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    fn product(site: &Site, dim: usize, rank: usize) -> Vec<f64> {
+        let mut out = vec![0.0; dim * dim];
+        for i in 0..dim {
+            for j in 0..dim {
+                for p in 0..rank {
+                    for q in 0..rank {
+                        out[i * dim + j] += f64::from(site.a[i * rank + p])
+                            * f64::from(site.core[p * rank + q])
+                            * f64::from(site.b[j * rank + q]);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn gram_error(x: &[f32], rows: usize, cols: usize) -> f32 {
+        let mut worst = 0.0f32;
+        for a in 0..cols {
+            for b in 0..cols {
+                let dot: f32 = (0..rows).map(|i| x[i * cols + a] * x[i * cols + b]).sum();
+                worst = worst.max((dot - if a == b { 1.0 } else { 0.0 }).abs());
+            }
+        }
+        worst
+    }
+
+    #[test]
+    fn orthonormal_bases_leave_the_product_unchanged() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        let mut adapters = Adapters::new(
+            20,
+            4,
+            2..4,
+            &[Projection::Query, Projection::Value],
+            0,
+            &mut rng,
+        );
+        for site in &mut adapters.sites {
+            site.b
+                .iter_mut()
+                .for_each(|b| *b = rng.random_range(-1.0..1.0));
+        }
+        let before: Vec<_> = adapters.sites.iter().map(|s| product(s, 20, 4)).collect();
+        adapters.orthonormalise();
+        for (site, before) in adapters.sites.iter().zip(before) {
+            assert!(gram_error(&site.a, 20, 4) < 1e-5 && gram_error(&site.b, 20, 4) < 1e-5);
+            for (x, y) in product(site, 20, 4).iter().zip(before) {
+                assert!((x - y).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn a_basis_that_never_moved_from_zero_becomes_orthonormal_with_a_zero_core() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+        let mut adapters = Adapters::new(12, 3, 0..1, &[Projection::Value], 0, &mut rng);
+        adapters.orthonormalise();
+        let site = &adapters.sites[0];
+        assert!(gram_error(&site.b, 12, 3) < 1e-5);
+        assert!(site.core.iter().all(|&c| c.abs() < 1e-6));
+    }
+}
