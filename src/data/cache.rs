@@ -115,6 +115,11 @@ impl PrefixCache {
         self.written.len()
     }
 
+    /// Features kept beside the tokens of an image.
+    pub fn pooled(&self) -> usize {
+        self.pooled
+    }
+
     /// Size of the file in bytes.
     pub fn bytes(&self) -> u64 {
         self.images() as u64 * record_bytes(self.tokens, self.pooled)

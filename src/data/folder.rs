@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
-use super::decode::{self, Fault};
+use super::decode::{self, DecodeError, Fault};
 
 const LAYOUT: &str = "a task folder holds one folder a class, named by the class, with its photos \
                       inside, such as birds/robin/1.jpg and birds/sparrow/1.jpg";
@@ -70,6 +70,15 @@ pub enum SkipReason {
     /// Found when decoding, which [`TaskFolder::scan`] does not do.
     #[error(transparent)]
     Fault(#[from] Fault),
+}
+
+impl From<DecodeError> for Skipped {
+    fn from(error: DecodeError) -> Self {
+        Self {
+            path: error.path,
+            reason: error.fault.into(),
+        }
+    }
 }
 
 impl SkipReason {

@@ -1,7 +1,8 @@
 //! From pixels to a ViT's input: a square of RGB bytes, then normalised numbers.
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use super::Rgb;
 use crate::vit::{Pixels, Preprocessing};
@@ -41,13 +42,16 @@ pub fn resize_square(rgb: &Rgb, side: Pixels, fit: Fit) -> Vec<u8> {
             )
         }
     };
-    let source = ImageRef::new(width, height, rgb.pixels(), PixelType::U8x3)
+    // Typed, because the untyped call compiles the resizer for every pixel format there is.
+    let source = TypedImageRef::<U8x3>::from_buffer(width, height, rgb.pixels())
         .expect("an Rgb holds width x height x 3 bytes");
-    let mut out = Image::new(target, target, PixelType::U8x3);
+    let mut out = vec![0; 3 * side * side];
+    let mut target = TypedImage::<U8x3>::from_buffer(target, target, &mut out)
+        .expect("the buffer was made for side x side x 3 bytes");
     Resizer::new()
-        .resize(&source, &mut out, &options)
-        .expect("both images are U8x3 and the crop lies within the source");
-    out.into_vec()
+        .resize_typed(&source, &mut target, &options)
+        .expect("the crop lies within the source");
+    out
 }
 
 /// The normalised value of every byte, per channel: `(byte / 255 - mean) / std`.
