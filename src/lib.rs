@@ -3,13 +3,17 @@
 //!
 //! The rooms follow the flow of an image: [`data`] decodes it, [`vit`] runs the frozen blocks,
 //! [`train`] runs and adapts the last ones with [`kernels`] and [`adapt`], [`head`] names the
-//! class, and [`state`] keeps what was learned.
+//! class, and [`state`] keeps what was learned. [`learner`] is the front door.
 
 pub mod adapt;
 pub mod data;
 pub mod head;
 pub mod kernels;
+pub mod learner;
 pub mod progress;
 pub mod state;
 pub mod train;
 pub mod vit;
+
+pub use learner::{AdaptBlocks, LearnReport, LearnSettings, Learner, Setup};
+pub use progress::{Progress, Silent, Stage};

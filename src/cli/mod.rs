@@ -3,15 +3,9 @@
 
 pub mod args;
 pub mod demo;
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "filled where `run` meets the library"
-)]
 pub mod output;
 pub mod progress;
 pub mod run;
-#[allow(dead_code, reason = "read where `run` meets the library")]
 pub mod settings;
 
 use args::{Arguments, Command, ModelCommand, StateCommand};

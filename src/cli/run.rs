@@ -1,38 +1,305 @@
 //! Each command on the library: settings in, an answer out.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::bail;
-use fledge::progress::Progress;
+use anyhow::{Context, bail};
+use fledge::data::Skipped;
+use fledge::learner::{AdaptBlocks, EncodeError, ScoreError, Setup};
+use fledge::state::{self, Knowledge, Revision, StateError};
+use fledge::train::frozen;
+use fledge::vit::import::{self, ImportError};
+use fledge::vit::store::{Description, ModelStore, Step};
+use fledge::{LearnSettings, Learner, Progress, Stage};
 
+use super::args;
 use super::demo::story::Board;
 use super::output::{
-    ClassifyReport, LearnReport, ModelCheckReport, ModelGetReport, ScoreReport, StateReport,
+    Answer, Candidate, ClassScore, ClassifiedImage, ClassifyReport, LearnReport, ModelCheckReport,
+    ModelGetReport, ModelVerdict, ScoreReport, StateReport, TaskSummary,
 };
 use super::settings;
 
-pub fn model_get(_: &settings::ModelGet, _: &dyn Progress) -> anyhow::Result<ModelGetReport> {
-    bail!("this build of fledge cannot import models")
+pub fn model_get(
+    settings: &settings::ModelGet,
+    progress: &dyn Progress,
+) -> anyhow::Result<ModelGetReport> {
+    let store = ModelStore::at(&settings.home);
+    if settings.from.is_none() {
+        let name = Description::default_model().name;
+        let path = store.path(&name)?;
+        if store.open(Some(&name)).is_ok() {
+            return model_report(name, path, false);
+        }
+    }
+    let ready = store.get(
+        settings.from.as_deref(),
+        frozen::forward,
+        |step| match step {
+            Step::Downloading(_) => progress.begin(Stage::Download, 0),
+            Step::Verifying | Step::Unpacking | Step::Importing => progress.begin(Stage::Import, 0),
+        },
+    )?;
+    progress.finish();
+    model_report(ready.name, ready.path, true)
 }
 
-pub fn model_check(_: &Path, _: &dyn Progress) -> anyhow::Result<ModelCheckReport> {
-    bail!("this build of fledge cannot import models")
+fn model_report(model: String, path: PathBuf, imported: bool) -> anyhow::Result<ModelGetReport> {
+    let bytes = fs::metadata(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?
+        .len();
+    Ok(ModelGetReport {
+        model,
+        path,
+        bytes,
+        imported,
+    })
 }
 
-pub fn learn(_: &settings::Learn, _: &dyn Progress) -> anyhow::Result<LearnReport> {
-    bail!("this build of fledge cannot learn")
+pub fn model_check(file: &Path, progress: &dyn Progress) -> anyhow::Result<ModelCheckReport> {
+    progress.begin(Stage::Import, 0);
+    let checked = import::check_with(file, frozen::forward);
+    progress.finish();
+    let verdict = match checked {
+        Ok(imported) => ModelVerdict::Adaptable {
+            tokens: imported.geometry.tokens(imported.geometry.image),
+            largest_difference: imported.max_difference(),
+            geometry: imported.geometry,
+        },
+        Err(error @ (ImportError::Read { .. } | ImportError::Write { .. })) => bail!(error),
+        Err(refusal) => ModelVerdict::Refused {
+            reason: refusal.to_string(),
+        },
+    };
+    Ok(ModelCheckReport {
+        file: file.to_owned(),
+        adaptable: matches!(verdict, ModelVerdict::Adaptable { .. }),
+        verdict,
+    })
 }
 
-pub fn score(_: &settings::Score, _: &dyn Progress) -> anyhow::Result<ScoreReport> {
-    bail!("this build of fledge cannot classify")
+pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Result<LearnReport> {
+    state::check_writable(&settings.state)?;
+    let store = ModelStore::at(&settings.home);
+    let threads = settings.threads.get();
+    let (mut learner, revision) = match state::read::<Knowledge>(&settings.state) {
+        Ok((knowledge, revision)) => {
+            refuse_changes(settings, &knowledge)?;
+            let weights = store.open(Some(&knowledge.model.name))?;
+            (Learner::resume(weights, knowledge, threads)?, revision)
+        }
+        Err(StateError::Missing { .. }) => {
+            let name = settings.model.clone();
+            let name = name.unwrap_or_else(|| settings::DEFAULT_MODEL.to_owned());
+            let weights = store.open(Some(&name))?;
+            let learner = Learner::new(weights, &name, &setup(settings), threads)?;
+            (learner, Revision::NONE)
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut how = LearnSettings {
+        instant: settings.instant,
+        ..LearnSettings::default()
+    };
+    how.fit.seed = settings.seed;
+    if let Some(epochs) = settings.epochs {
+        how.fit.epochs = epochs.get();
+        how.fit.core_epochs = epochs.get();
+    }
+    let report = learner.learn(&settings.task, &how, progress)?;
+    progress.begin(Stage::Save, 0);
+    let (state_bytes, _) = state::write(&settings.state, learner.knowledge(), revision)?;
+    progress.finish();
+    Ok(LearnReport {
+        task: report.task,
+        classes: report.classes,
+        images: report.images,
+        skipped: losses(&report.skipped),
+        epochs: report.epochs,
+        seconds: report.seconds,
+        train_accuracy: report.train_accuracy,
+        validation_accuracy: report.validation_accuracy,
+        parameters_added: report.parameters_added,
+        state_bytes,
+    })
 }
 
-pub fn classify(_: &settings::Classify, _: &dyn Progress) -> anyhow::Result<ClassifyReport> {
-    bail!("this build of fledge cannot classify")
+fn setup(settings: &settings::Learn) -> Setup {
+    let defaults = Setup::default();
+    Setup {
+        resolution: settings.resolution.map_or(defaults.resolution, |r| r.get()),
+        adapt_blocks: settings.adapt_blocks.map_or(defaults.adapt_blocks, blocks),
+        rank: settings.rank.unwrap_or(defaults.rank),
+        seed: settings.seed,
+        ..defaults
+    }
 }
 
-pub fn state_show(_: &Path) -> anyhow::Result<StateReport> {
-    bail!("this build of fledge cannot read state files")
+fn blocks(asked: args::AdaptBlocks) -> AdaptBlocks {
+    match asked {
+        args::AdaptBlocks::All => AdaptBlocks::All,
+        args::AdaptBlocks::Last(n) => AdaptBlocks::Last(n.get()),
+    }
+}
+
+/// What a state file was started with holds for everything it learns later.
+fn refuse_changes(settings: &settings::Learn, knowledge: &Knowledge) -> anyhow::Result<()> {
+    let fixed = |what: &str, asked: String, is: String| {
+        if asked == is {
+            return Ok(());
+        }
+        bail!(
+            "{} was started with {what} {is}, so it cannot go on with {asked}; leave the flag out, or start another file with --state",
+            settings.state.display()
+        )
+    };
+    if let Some(model) = &settings.model {
+        fixed("the model", model.clone(), knowledge.model.name.clone())?;
+    }
+    if let Some(resolution) = settings.resolution {
+        fixed(
+            "resolution",
+            resolution.to_string(),
+            knowledge.resolution.to_string(),
+        )?;
+    }
+    if let Some(rank) = settings.rank {
+        fixed(
+            "rank",
+            rank.to_string(),
+            knowledge.adapters.rank.to_string(),
+        )?;
+    }
+    if let Some(asked) = settings.adapt_blocks {
+        let is = knowledge.adapted_blocks();
+        let asked = match blocks(asked) {
+            AdaptBlocks::All => is + knowledge.first_adapted,
+            AdaptBlocks::Last(n) => n,
+        };
+        fixed("adapted blocks", asked.to_string(), is.to_string())?;
+    }
+    Ok(())
+}
+
+/// Opens what was learned, to use it.
+fn open(home: &Path, state: &Path) -> anyhow::Result<Learner> {
+    let (knowledge, _) = state::read::<Knowledge>(state)?;
+    let weights = ModelStore::at(home).open(Some(&knowledge.model.name))?;
+    Ok(Learner::resume(weights, knowledge, 0)?)
+}
+
+/// Files that were meant as images and could not be used.
+fn losses(skipped: &[Skipped]) -> usize {
+    skipped.iter().filter(|s| s.reason.is_loss()).count()
+}
+
+pub fn score(settings: &settings::Score, progress: &dyn Progress) -> anyhow::Result<ScoreReport> {
+    let report = open(&settings.home, &settings.state)?.score(&settings.task, progress)?;
+    for lost in report.skipped.iter().filter(|s| s.reason.is_loss()) {
+        progress.warn(&format!("skipped: {lost}"));
+    }
+    let per_class: BTreeMap<String, ClassScore> = report
+        .per_class
+        .iter()
+        .map(|class| {
+            let score = ClassScore {
+                images: class.images,
+                accuracy: class.right as f64 / class.images.max(1) as f64,
+            };
+            (class.class.clone(), score)
+        })
+        .collect();
+    Ok(ScoreReport {
+        images: report.images(),
+        accuracy: report.accuracy(),
+        per_class,
+        ms_per_image: report.ms_per_image,
+        skipped: losses(&report.skipped),
+    })
+}
+
+pub fn classify(
+    settings: &settings::Classify,
+    progress: &dyn Progress,
+) -> anyhow::Result<ClassifyReport> {
+    let learner = open(&settings.home, &settings.state)?;
+    let recogniser = learner.recogniser()?;
+    let mut session = recogniser.session();
+    progress.begin(Stage::Score, settings.images.len());
+    let mut images = Vec::with_capacity(settings.images.len());
+    for image in &settings.images {
+        let answer = match recogniser.classify(&mut session, image) {
+            Ok(guesses) => named(&guesses, settings.top.get())?,
+            Err(ScoreError::Encode(EncodeError::Decode(error))) => Answer::Unreadable {
+                error: error.to_string(),
+            },
+            Err(error) => return Err(error.into()),
+        };
+        images.push(ClassifiedImage {
+            image: image.clone(),
+            answer,
+        });
+        progress.advance(1);
+    }
+    progress.finish();
+    Ok(ClassifyReport { images })
+}
+
+fn named(guesses: &[fledge::learner::Guess], top: usize) -> anyhow::Result<Answer> {
+    let best = guesses
+        .first()
+        .context("the state file knows no class; learn a task first")?;
+    Ok(Answer::Named {
+        label: best.class.clone(),
+        probability: best.probability.into(),
+        top: guesses
+            .iter()
+            .take(top)
+            .map(|guess| Candidate {
+                label: guess.class.clone(),
+                probability: guess.probability.into(),
+            })
+            .collect(),
+    })
+}
+
+pub fn state_show(path: &Path) -> anyhow::Result<StateReport> {
+    let (knowledge, _) = state::read::<Knowledge>(path)?;
+    let bytes = fs::metadata(path)
+        .with_context(|| format!("cannot read {}", path.display()))?
+        .len();
+    let tasks = knowledge.tasks.iter().enumerate().map(|(index, task)| {
+        let date = UNIX_EPOCH.checked_add(Duration::from_secs(task.learned_at));
+        TaskSummary {
+            task: index + 1,
+            name: task.name.clone(),
+            classes: task
+                .classes
+                .iter()
+                .filter_map(|&(class, _)| knowledge.classes.get(class as usize).cloned())
+                .collect(),
+            images: task.images() as usize,
+            rank: task.adapted.then_some(match task.rank {
+                0 => knowledge.adapters.rank,
+                rank => rank,
+            }),
+            date: date.map_or_else(String::new, |date| {
+                humantime::format_rfc3339_seconds(date).to_string()
+            }),
+            bytes: task.bytes,
+        }
+    });
+    Ok(StateReport {
+        state: path.to_owned(),
+        bytes,
+        model: knowledge.model.name.clone(),
+        model_hash: knowledge.model.hash.to_string(),
+        resolution: knowledge.resolution,
+        adapt_blocks: knowledge.adapted_blocks(),
+        tasks: tasks.collect(),
+    })
 }
 
 /// The machine fledge runs on.

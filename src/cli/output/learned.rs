@@ -10,8 +10,8 @@ use super::{Report, count, lossy, percent, size, skipped};
 /// `learn`.
 #[derive(Debug, Clone, Serialize)]
 pub struct LearnReport {
-    /// Number of the task in the state file, from 1.
-    pub task: usize,
+    /// Name of the task: that of its folder.
+    pub task: String,
     /// Names of the task's classes.
     pub classes: Vec<String>,
     /// Images used, the held-back ones included.
@@ -42,7 +42,7 @@ impl Report for LearnReport {
             None => "too few images to hold any back".to_owned(),
         };
         let rows = [
-            ("task", self.task.to_string()),
+            ("task", self.task.clone()),
             ("classes", self.classes.join(", ")),
             (
                 "right",
@@ -87,6 +87,7 @@ pub struct StateReport {
 pub struct TaskSummary {
     /// From 1, in the order of learning.
     pub task: usize,
+    pub name: String,
     pub classes: Vec<String>,
     pub images: usize,
     /// None for a task learned with `--instant`.
@@ -139,7 +140,7 @@ mod tests {
 
     fn learned(skipped: usize) -> LearnReport {
         LearnReport {
-            task: 1,
+            task: "birds".into(),
             classes: vec!["robin".into(), "wren".into()],
             images: 40,
             skipped,

@@ -35,7 +35,7 @@ impl Board for PerfectBoard {
         let classes = class_folders(&settings.task);
         self.known.borrow_mut().extend(classes.iter().cloned());
         Ok(LearnReport {
-            task: 1,
+            task: "birds".into(),
             images: classes.len() * TO_LEARN as usize,
             classes,
             skipped: 0,

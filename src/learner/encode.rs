@@ -1,0 +1,143 @@
+//! From an image file to the input of the first adapted block.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use crate::data::{
+    CacheError, DecodeError, Fit, Limits, PrefixCache, decode, patchify, resize_square,
+};
+use crate::kernels::pool::pool;
+use crate::vit::{Pixels, Prefix, PrefixError, Weights};
+use crate::{Progress, Stage};
+
+/// An image could not be brought to the first adapted block.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Prefix(#[from] PrefixError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// Decoder, preprocessing and frozen prefix in one.
+#[derive(Debug)]
+pub struct Encoder<'w> {
+    weights: &'w Weights,
+    resolution: Pixels,
+    prefix: Prefix,
+    /// Taps inside the prefix, ascending.
+    taps: Vec<usize>,
+}
+
+impl<'w> Encoder<'w> {
+    /// Prepares the frozen blocks `0..blocks` and the taps that lie in them.
+    ///
+    /// # Errors
+    /// When the resolution does not fit the model or tract refuses a block.
+    pub fn new(
+        weights: &'w Weights,
+        resolution: Pixels,
+        blocks: usize,
+        taps: &[usize],
+    ) -> Result<Self, PrefixError> {
+        Ok(Self {
+            weights,
+            resolution,
+            prefix: Prefix::new(weights, resolution, blocks)?,
+            taps: taps.iter().copied().filter(|&tap| tap <= blocks).collect(),
+        })
+    }
+
+    /// Tokens of one image at the first adapted block.
+    pub fn tokens(&self) -> usize {
+        self.weights.geometry().tokens(self.resolution)
+    }
+
+    /// Length of the pooled features that the prefix's own taps give.
+    pub fn pooled(&self) -> usize {
+        2 * self.taps.len() * self.weights.geometry().dim
+    }
+
+    /// Runs one image file: `tokens` `[T, D]` becomes the input of the first adapted block,
+    /// `pooled` the features of the taps below it.
+    ///
+    /// # Errors
+    /// When the file is no image that can be decoded, or tract fails.
+    pub fn run(
+        &self,
+        path: &Path,
+        tokens: &mut [f32],
+        pooled: &mut [f32],
+    ) -> Result<(), EncodeError> {
+        let geometry = self.weights.geometry();
+        let square = {
+            let image = decode(path, &Limits::default())?;
+            resize_square(&image, self.resolution, Fit::default())
+        };
+        let (d, first_patch) = (geometry.dim, 1 + geometry.registers);
+        let mut patches = vec![0.0; 3 * self.resolution * self.resolution];
+        let preprocessing = self.weights.preprocessing();
+        patchify(
+            &square,
+            self.resolution,
+            geometry.patch,
+            preprocessing,
+            &mut patches,
+        );
+        self.prefix.run(&patches, |depth, stream| {
+            if let Some(slot) = self.taps.iter().position(|&tap| tap == depth) {
+                pool(
+                    stream,
+                    d,
+                    first_patch,
+                    &mut pooled[2 * slot * d..2 * (slot + 1) * d],
+                );
+            }
+            if depth == self.prefix.depth() {
+                tokens.copy_from_slice(stream);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Runs many image files in parallel on the current thread pool and keeps the results in a
+    /// cache file, one record a path. Files that are no images are returned with the reason; their
+    /// records stay unwritten.
+    ///
+    /// # Errors
+    /// When the cache cannot be made or written, or tract fails: those would hit every image.
+    pub fn run_all(
+        &self,
+        paths: &[PathBuf],
+        progress: &dyn Progress,
+    ) -> Result<(PrefixCache, Vec<(usize, DecodeError)>), EncodeError> {
+        let d = self.weights.geometry().dim;
+        let cache = PrefixCache::create(None, paths.len(), self.tokens(), d, self.pooled())?;
+        let bad = Mutex::new(Vec::new());
+        progress.begin(Stage::Prefix, paths.len());
+        paths.par_iter().enumerate().try_for_each_init(
+            || (vec![0.0; self.tokens() * d], vec![0.0; self.pooled()]),
+            |(tokens, pooled), (index, path)| {
+                match self.run(path, tokens, pooled) {
+                    Ok(()) => cache.write(index, tokens, pooled)?,
+                    Err(EncodeError::Decode(error)) => {
+                        bad.lock()
+                            .unwrap_or_else(|e| e.into_inner())
+                            .push((index, error));
+                    }
+                    Err(error) => return Err(error),
+                }
+                progress.advance(1);
+                Ok(())
+            },
+        )?;
+        progress.finish();
+        let mut bad = bad.into_inner().unwrap_or_else(|e| e.into_inner());
+        bad.sort_by_key(|&(index, _)| index);
+        Ok((cache, bad))
+    }
+}

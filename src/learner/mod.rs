@@ -1,0 +1,306 @@
+//! The front door: a model, what it has learned, and the three things to do with it: learn a
+//! task, classify an image, score a folder.
+
+mod encode;
+mod learn;
+mod recognise;
+
+use std::time::SystemTime;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::adapt::{Adapters, Projection};
+use crate::head::{Calibration, Layout, Statistics};
+use crate::state::{Knowledge, ModelIdentity};
+use crate::train::stack::StackShape;
+use crate::vit::{ContentHash, Pixels, PrefixError, Weights, check_resolution};
+
+pub use encode::{EncodeError, Encoder};
+pub use learn::{LearnError, LearnReport, LearnSettings};
+pub use recognise::{ClassScore, Guess, Recogniser, ScoreError, ScoreReport};
+
+/// How many of a model's blocks carry adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdaptBlocks {
+    /// The last so many.
+    Last(usize),
+    All,
+}
+
+/// What a new state is made with, and cannot change afterwards.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setup {
+    pub resolution: Pixels,
+    pub adapt_blocks: AdaptBlocks,
+    /// Rank r of the shared bases.
+    pub rank: usize,
+    /// Number of prompt tokens.
+    pub prompts: usize,
+    /// Taps of the head; `None` for those of [`default_taps`].
+    pub taps: Option<Vec<usize>>,
+    /// Draws the first bases and prompts.
+    pub seed: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            resolution: 112,
+            adapt_blocks: AdaptBlocks::Last(4),
+            rank: 16,
+            prompts: 0,
+            taps: None,
+            seed: 0,
+        }
+    }
+}
+
+/// A learner cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    #[error(transparent)]
+    Resolution(#[from] PrefixError),
+    #[error("cannot adapt {asked} blocks: the model has {depth}; choose 1 to {depth}, or all")]
+    AdaptBlocks { asked: usize, depth: usize },
+    #[error("rank {asked} is out of range; choose 1 to {limit} (the model's width)")]
+    Rank { asked: usize, limit: usize },
+    #[error("tap {tap} does not exist: the model has blocks 1 to {depth}")]
+    Tap { tap: usize, depth: usize },
+    #[error(
+        "this state was learned with the model {name} ({learned_with}), not with the one given ({given}): pass the model it was learned with, or start a new state file"
+    )]
+    OtherModel {
+        name: String,
+        learned_with: ContentHash,
+        given: ContentHash,
+    },
+    #[error("the state does not fit its model ({0}); restore it from a copy")]
+    Inconsistent(&'static str),
+    #[error("cannot start {threads} threads: {source}")]
+    Threads {
+        threads: usize,
+        source: rayon::ThreadPoolBuildError,
+    },
+}
+
+/// Taps for a model of `depth` blocks: after 6, 8, 10, 11 and 12 twelfths of them, which did best
+/// of the sets tried on the default model (`docs/method.md`).
+pub fn default_taps(depth: usize) -> Vec<usize> {
+    let mut taps: Vec<usize> = [6, 8, 10, 11, 12]
+        .iter()
+        .map(|twelfths| (depth * twelfths).div_ceil(12).max(1))
+        .collect();
+    taps.dedup();
+    taps
+}
+
+/// Threads to work with: `asked`, or one a core when 0.
+///
+/// # Errors
+/// When the threads cannot be started.
+pub fn thread_pool(asked: usize) -> Result<rayon::ThreadPool, SetupError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(asked)
+        .build()
+        .map_err(|source| SetupError::Threads {
+            threads: asked,
+            source,
+        })
+}
+
+/// A frozen model and what it has learned.
+#[derive(Debug)]
+pub struct Learner {
+    weights: Weights,
+    knowledge: Knowledge,
+    pool: rayon::ThreadPool,
+}
+
+impl Learner {
+    /// Starts from nothing.
+    ///
+    /// # Errors
+    /// When the setup does not fit the model.
+    pub fn new(
+        weights: Weights,
+        model: &str,
+        setup: &Setup,
+        threads: usize,
+    ) -> Result<Self, SetupError> {
+        let geometry = weights.geometry();
+        check_resolution(geometry, setup.resolution)?;
+        let depth = geometry.depth;
+        let first_adapted = match setup.adapt_blocks {
+            AdaptBlocks::All => 0,
+            AdaptBlocks::Last(n) if (1..=depth).contains(&n) => depth - n,
+            AdaptBlocks::Last(asked) => return Err(SetupError::AdaptBlocks { asked, depth }),
+        };
+        if !(1..=geometry.dim).contains(&setup.rank) {
+            return Err(SetupError::Rank {
+                asked: setup.rank,
+                limit: geometry.dim,
+            });
+        }
+        let mut taps = setup.taps.clone().unwrap_or_else(|| default_taps(depth));
+        taps.sort_unstable();
+        taps.dedup();
+        if let Some(&tap) = taps.iter().find(|tap| !(1..=depth).contains(tap)) {
+            return Err(SetupError::Tap { tap, depth });
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
+        let adapters = Adapters::new(
+            geometry.dim,
+            setup.rank,
+            first_adapted..depth,
+            &[Projection::Query, Projection::Value],
+            setup.prompts,
+            &mut rng,
+        );
+        let layout = Layout {
+            parts: 2 * taps.len(),
+            dim: geometry.dim,
+        };
+        let knowledge = Knowledge {
+            model: ModelIdentity {
+                name: model.to_owned(),
+                hash: weights.hash(),
+            },
+            resolution: setup.resolution,
+            taps,
+            first_adapted,
+            adapters,
+            head: Statistics::new(layout),
+            calibration: Calibration::default(),
+            classes: Vec::new(),
+            tasks: Vec::new(),
+        };
+        Ok(Self {
+            weights,
+            knowledge,
+            pool: thread_pool(threads)?,
+        })
+    }
+
+    /// Goes on from what was learned before.
+    ///
+    /// # Errors
+    /// When `knowledge` belongs to another model.
+    pub fn resume(
+        weights: Weights,
+        knowledge: Knowledge,
+        threads: usize,
+    ) -> Result<Self, SetupError> {
+        if knowledge.model.hash != weights.hash() {
+            return Err(SetupError::OtherModel {
+                name: knowledge.model.name,
+                learned_with: knowledge.model.hash,
+                given: weights.hash(),
+            });
+        }
+        check_consistent(&weights, &knowledge)?;
+        Ok(Self {
+            weights,
+            knowledge,
+            pool: thread_pool(threads)?,
+        })
+    }
+
+    pub fn knowledge(&self) -> &Knowledge {
+        &self.knowledge
+    }
+
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    fn encoder(&self) -> Result<Encoder<'_>, PrefixError> {
+        let k = &self.knowledge;
+        Encoder::new(&self.weights, k.resolution, k.first_adapted, &k.taps)
+    }
+
+    fn stack_shape(&self, images: usize) -> StackShape {
+        let k = &self.knowledge;
+        let geometry = self.weights.geometry().clone();
+        StackShape {
+            blocks: k.first_adapted..geometry.depth,
+            cached_tokens: geometry.tokens(k.resolution),
+            prompts: k.adapters.prompts.len() / geometry.dim,
+            taps: k
+                .taps
+                .iter()
+                .copied()
+                .filter(|&tap| tap > k.first_adapted)
+                .collect(),
+            rank: k.adapters.rank,
+            images,
+            mlp_rows: usize::MAX,
+            mlp_columns: usize::MAX,
+            attention_rows: usize::MAX,
+            geometry,
+        }
+    }
+}
+
+/// Everything that later arithmetic relies on; a state file with a valid checksum that was not
+/// written by fledge must not lead to a panic.
+fn check_consistent(weights: &Weights, k: &Knowledge) -> Result<(), SetupError> {
+    let g = weights.geometry();
+    check_resolution(g, k.resolution)?;
+    let (d, r) = (g.dim, k.adapters.rank);
+    let holds = |condition: bool, what: &'static str| {
+        condition
+            .then_some(())
+            .ok_or(SetupError::Inconsistent(what))
+    };
+    holds(k.first_adapted < g.depth, "its adapted blocks do not exist")?;
+    holds(
+        k.adapters.dim == d && (1..=d).contains(&r),
+        "its adapters have another width",
+    )?;
+    let sites = k.adapters.sites.iter().all(|site| {
+        (k.first_adapted..g.depth).contains(&site.block)
+            && site.a.len() == d * r
+            && site.b.len() == d * r
+            && site.core.len() == r * r
+            && site.gram.len() == r * r
+    });
+    holds(sites, "an adapter has the wrong shape")?;
+    let ordered = k
+        .adapters
+        .sites
+        .is_sorted_by(|a, b| (a.block, a.projection as usize) < (b.block, b.projection as usize));
+    holds(ordered, "its adapters are out of order")?;
+    holds(
+        k.adapters.prompts.len().is_multiple_of(d),
+        "its prompts have another width",
+    )?;
+    let taps =
+        k.taps.is_sorted_by(|a, b| a < b) && k.taps.iter().all(|t| (1..=g.depth).contains(t));
+    holds(taps && !k.taps.is_empty(), "its taps do not exist")?;
+    let layout = Layout {
+        parts: 2 * k.taps.len(),
+        dim: d,
+    };
+    holds(k.head.layout() == layout, "its head has another shape")?;
+    holds(k.head.check().is_ok(), "its head is damaged")?;
+    let known = |class: u32| (class as usize) < k.classes.len();
+    holds(
+        k.head.classes().into_iter().all(known),
+        "its head knows a class without a name",
+    )?;
+    holds(
+        k.tasks
+            .iter()
+            .flat_map(|task| &task.classes)
+            .all(|&(class, _)| known(class)),
+        "a task has a class without a name",
+    )
+}
+
+/// Seconds since 1970, 0 on a clock that is before that.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
