@@ -288,7 +288,7 @@ pub fn state_show(path: &Path) -> anyhow::Result<StateReport> {
             date: date.map_or_else(String::new, |date| {
                 humantime::format_rfc3339_seconds(date).to_string()
             }),
-            bytes: task.bytes,
+            bytes: knowledge.task_bytes(index) as u64,
         }
     });
     Ok(StateReport {

@@ -6,10 +6,12 @@ use std::time::Instant;
 use super::{EncodeError, Learner, now};
 use crate::Progress;
 use crate::data::{DEFAULT_FRACTION, FolderError, PrefixCache, Skipped, TaskFolder, split_class};
-use crate::head::{ClassId, HeadError, Statistics, TaskId};
+use crate::head::{ClassId, HeadError, TaskId};
 use crate::state::{Knowledge, TaskRecord};
-use crate::train::fit::{self, Encoded, Features, FitError, FitSettings, Fitted, Trainer};
+use crate::train::fit::{FitSettings, Fitted, fit};
+use crate::train::judge::{judge, learn_into};
 use crate::train::stack::Phase;
+use crate::train::trainer::{Encoded, Features, FitError, Trainer};
 use crate::vit::PrefixError;
 
 /// How to learn one task.
@@ -217,7 +219,7 @@ impl Learner {
         };
         let mut fitted: Option<Fitted> = None;
         if !settings.instant && next.classes.len() > 1 {
-            fitted = Some(fit::fit(
+            fitted = Some(fit(
                 &mut trainer,
                 &known.adapters,
                 phase,
@@ -263,12 +265,12 @@ impl Learner {
         let (sum, tokens) = trainer.gram(&all, &next.adapters)?;
         next.adapters.remember(&sum, tokens);
 
-        let judged = fit::judge(&encoded, &known.head, &features, settings.fit.shrinkage)?;
+        let judged = judge(&encoded, &known.head, &features, settings.fit.shrinkage)?;
         if let Some(temperature) = judged.temperature {
             next.calibration.add(temperature);
         }
         let task_id = known.tasks.len() as TaskId;
-        learn_task(&mut next.head, task, &all, &features, task_id)?;
+        learn_into(&mut next.head, &task.labels, &all, &features, task_id)?;
         let classes: Vec<(ClassId, u32)> = task
             .folder
             .classes
@@ -286,7 +288,6 @@ impl Learner {
                 settings.task_rank
             },
             cores,
-            bytes: 0,
         });
         Ok(LearnReport {
             task: task.folder.name.clone(),
@@ -306,15 +307,4 @@ impl Learner {
             adapted: kept,
         })
     }
-}
-
-/// Adds the features of `images` to the head, class by class.
-fn learn_task(
-    head: &mut Statistics,
-    task: &Task,
-    images: &[usize],
-    features: &Features,
-    id: TaskId,
-) -> Result<(), HeadError> {
-    fit::learn_into(head, &task.labels, images, features, id)
 }

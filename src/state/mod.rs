@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub use file::{Revision, StateError, check_writable, encode, read, write};
 
 use crate::adapt::{Adapters, TaskCore};
-use crate::head::{Calibration, ClassId, Statistics};
+use crate::head::{Calibration, ClassId, Factor, Statistics};
 use crate::vit::{ContentHash, Pixels};
 
 /// Everything fledge knows, as the state file holds it.
@@ -50,8 +50,6 @@ pub struct TaskRecord {
     pub rank: usize,
     /// What the task added to the cores, one a site.
     pub cores: Vec<TaskCore>,
-    /// Bytes the task added to the state file.
-    pub bytes: u64,
 }
 
 impl TaskRecord {
@@ -66,6 +64,18 @@ impl Knowledge {
     pub fn adapted_blocks(&self) -> usize {
         let blocks = self.adapters.sites.last().map_or(0, |site| site.block + 1);
         blocks.saturating_sub(self.first_adapted)
+    }
+
+    /// Bytes that one task takes: its cores and its share of the head.
+    pub fn task_bytes(&self, task: usize) -> usize {
+        let of_task = |id: u32| usize::try_from(id).is_ok_and(|id| id == task);
+        let components = self.head.components().iter().filter(|c| of_task(c.task));
+        let head: usize = components
+            .map(|c| 4 * c.mean.len() + c.factor.as_ref().map_or(0, Factor::bytes))
+            .sum();
+        let cores = self.tasks.get(task).map_or(&[][..], |task| &task.cores);
+        let numbers: usize = cores.iter().map(|core| core.m.len() + core.n.len()).sum();
+        head + 4 * numbers
     }
 
     /// The id of a class name, if it is known.

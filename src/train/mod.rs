@@ -4,6 +4,8 @@ pub mod adam;
 pub mod block;
 pub mod fit;
 pub mod frozen;
+pub mod judge;
 pub mod objective;
 pub mod parameters;
 pub mod stack;
+pub mod trainer;

@@ -1,0 +1,340 @@
+//! One worker a thread, each with an adapted stack of its own, over the encoded images of a task.
+
+use rayon::prelude::*;
+
+use super::objective::cross_entropy;
+use super::stack::{Phase, Stack, StackShape};
+use crate::adapt::Adapters;
+use crate::data::{CacheError, PrefixCache};
+use crate::head::{ClassId, Classifier, HeadError};
+use crate::vit::Weights;
+
+/// One task's images, encoded: what training reads.
+#[derive(Debug)]
+pub struct Encoded<'a> {
+    /// Prefix outputs, one an image.
+    pub cache: &'a PrefixCache,
+    /// Class of each image.
+    pub labels: &'a [ClassId],
+    /// Images that train.
+    pub training: &'a [usize],
+    /// Images held back.
+    pub validation: &'a [usize],
+}
+
+/// Features of every image of a task, `[images, F]`, kept current while training.
+#[derive(Debug, Clone)]
+pub struct Features {
+    width: usize,
+    values: Vec<f32>,
+}
+
+impl Features {
+    pub fn new(images: usize, width: usize) -> Self {
+        Self {
+            width,
+            values: vec![0.0; images * width],
+        }
+    }
+
+    /// Floats in one image's features.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn of(&self, image: usize) -> &[f32] {
+        &self.values[image * self.width..(image + 1) * self.width]
+    }
+
+    pub fn of_mut(&mut self, image: usize) -> &mut [f32] {
+        &mut self.values[image * self.width..(image + 1) * self.width]
+    }
+}
+
+/// The buffers of one thread.
+struct Worker<'w> {
+    stack: Stack<'w>,
+    /// Gradient of the adapters over this worker's share of a batch.
+    gradient: Vec<f32>,
+    /// Features of its images, `[share, F]`.
+    features: Vec<f32>,
+    /// What the stack makes of a micro-batch, `[images, F_stack]`, and the gradient of that.
+    stacked: Vec<f32>,
+    d_stacked: Vec<f32>,
+    d_row: Vec<f32>,
+    scores: Vec<f32>,
+    loss: f64,
+    scored: usize,
+}
+
+/// The head that scores a half while it trains.
+pub(super) struct Target<'a> {
+    pub classifier: &'a Classifier,
+    /// Index into the classifier's classes of each image's class, where the head knows it.
+    pub class: &'a [Option<usize>],
+    pub temperature: f32,
+    pub phase: Phase,
+}
+
+/// One worker a thread, and the images they work on.
+pub struct Trainer<'a> {
+    pool: &'a rayon::ThreadPool,
+    encoded: &'a Encoded<'a>,
+    /// Images of a batch that one worker takes.
+    share: usize,
+    /// Features of one image.
+    width: usize,
+    workers: Vec<Worker<'a>>,
+}
+
+impl std::fmt::Debug for Trainer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trainer")
+            .field("workers", &self.workers.len())
+            .field("share", &self.share)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Trainer<'a> {
+    /// Allocates what every thread of `pool` needs for batches of `batch` images.
+    pub fn new(
+        pool: &'a rayon::ThreadPool,
+        weights: &'a Weights,
+        shape: &StackShape,
+        encoded: &'a Encoded<'a>,
+        adapters: &Adapters,
+        batch: usize,
+    ) -> Self {
+        let threads = pool.current_num_threads().max(1);
+        let share = batch.div_ceil(threads).max(1);
+        let width = encoded.cache.pooled() + shape.features();
+        let longest = shape
+            .gradient_len(adapters, Phase::Bases)
+            .max(shape.gradient_len(adapters, Phase::Cores));
+        let workers = (0..threads)
+            .map(|_| Worker {
+                stack: Stack::new(weights, shape.clone()),
+                gradient: vec![0.0; longest],
+                features: vec![0.0; share * width],
+                stacked: vec![0.0; shape.images * shape.features()],
+                d_stacked: vec![0.0; shape.images * shape.features()],
+                d_row: vec![0.0; width],
+                scores: Vec::new(),
+                loss: 0.0,
+                scored: 0,
+            })
+            .collect();
+        Self {
+            pool,
+            encoded,
+            share,
+            width,
+            workers,
+        }
+    }
+
+    /// The images it works on.
+    pub fn encoded(&self) -> &'a Encoded<'a> {
+        self.encoded
+    }
+
+    /// Floats in the gradient that [`Trainer::gradient`] fills.
+    pub(super) fn gradient_len(&self, adapters: &Adapters, phase: Phase) -> usize {
+        self.workers[0].stack.shape().gradient_len(adapters, phase)
+    }
+
+    /// Features of one image: `F`.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Runs `images` with `adapters` and refreshes their features.
+    ///
+    /// # Errors
+    /// When the prefix cache cannot be read.
+    pub fn refresh(
+        &mut self,
+        images: &[usize],
+        adapters: &Adapters,
+        features: &mut Features,
+    ) -> Result<(), FitError> {
+        for images in images.chunks(self.share * self.workers.len()) {
+            self.step(images, adapters, features, None)?;
+        }
+        Ok(())
+    }
+
+    /// Sum over `images` of `z z^T` with `z = A^T h`, `[r, r]` a site, and the number of tokens:
+    /// what the drift guard remembers of a task.
+    ///
+    /// # Errors
+    /// When the prefix cache cannot be read.
+    pub fn gram(
+        &mut self,
+        images: &[usize],
+        adapters: &Adapters,
+    ) -> Result<(Vec<f32>, usize), FitError> {
+        let per_worker = images.len().div_ceil(self.workers.len()).max(1);
+        let cache = self.encoded.cache;
+        let workers = &mut self.workers;
+        let partial: Vec<Vec<f32>> = self.pool.install(|| {
+            workers
+                .par_iter_mut()
+                .zip(images.par_chunks(per_worker))
+                .map(|(worker, images)| worker.gram(images, cache, adapters))
+                .collect::<Result<_, _>>()
+        })?;
+        let mut sum = vec![0.0; adapters.sites.len() * adapters.rank * adapters.rank];
+        for part in &partial {
+            add(&mut sum, part);
+        }
+        let tokens = self.workers[0].stack.shape().tokens();
+        Ok((sum, images.len() * tokens))
+    }
+
+    /// Runs one batch on all threads; with a target, gradients and losses are left in the workers.
+    fn step(
+        &mut self,
+        images: &[usize],
+        adapters: &Adapters,
+        features: &mut Features,
+        target: Option<&Target<'_>>,
+    ) -> Result<(), FitError> {
+        let (share, width) = (self.share, self.width);
+        let cache = self.encoded.cache;
+        let workers = &mut self.workers;
+        self.pool.install(|| {
+            workers
+                .par_iter_mut()
+                .zip(images.par_chunks(share))
+                .try_for_each(|(worker, images)| worker.run(images, cache, adapters, width, target))
+        })?;
+        for (worker, images) in self.workers.iter().zip(images.chunks(share)) {
+            for (&image, row) in images.iter().zip(worker.features.chunks_exact(width)) {
+                features.of_mut(image).copy_from_slice(row);
+            }
+        }
+        Ok(())
+    }
+
+    /// One training step: mean gradient of the batch over the images the head could score, in the
+    /// adapters' layout, and the summed loss. Workers are added in a fixed order, so that a number
+    /// of threads always gives the same result.
+    pub(super) fn gradient(
+        &mut self,
+        images: &[usize],
+        adapters: &Adapters,
+        features: &mut Features,
+        target: &Target<'_>,
+        gradient: &mut [f32],
+    ) -> Result<f64, FitError> {
+        self.step(images, adapters, features, Some(target))?;
+        let busy = images.len().div_ceil(self.share);
+        let workers = &self.workers[..busy];
+        let scored: usize = workers.iter().map(|w| w.scored).sum();
+        gradient.fill(0.0);
+        for worker in workers {
+            add(gradient, &worker.gradient[..gradient.len()]);
+        }
+        let scale = 1.0 / scored.max(1) as f32;
+        gradient.iter_mut().for_each(|g| *g *= scale);
+        Ok(workers.iter().map(|w| w.loss).sum())
+    }
+}
+
+fn add(sum: &mut [f32], values: &[f32]) {
+    sum.iter_mut().zip(values).for_each(|(s, v)| *s += v);
+}
+
+impl Worker<'_> {
+    fn run(
+        &mut self,
+        images: &[usize],
+        cache: &PrefixCache,
+        adapters: &Adapters,
+        width: usize,
+        target: Option<&Target<'_>>,
+    ) -> Result<(), FitError> {
+        let micro = self.stack.shape().images;
+        let stacked = self.stack.shape().features();
+        let lower = width - stacked;
+        self.loss = 0.0;
+        self.scored = 0;
+        if let Some(target) = target {
+            let used = self.stack.shape().gradient_len(adapters, target.phase);
+            self.gradient[..used].fill(0.0);
+            self.scores.resize(target.classifier.classes().len(), 0.0);
+        }
+        for (images, rows) in images
+            .chunks(micro)
+            .zip(self.features.chunks_mut(micro * width))
+        {
+            for (slot, &image) in images.iter().enumerate() {
+                let pooled = &mut rows[slot * width..slot * width + lower];
+                cache.read(image, self.stack.input(slot), pooled)?;
+            }
+            let made = &mut self.stacked[..images.len() * stacked];
+            self.stack.forward(adapters, images.len(), made);
+            for (row, made) in rows.chunks_exact_mut(width).zip(made.chunks_exact(stacked)) {
+                row[lower..].copy_from_slice(made);
+            }
+            let Some(target) = target else {
+                continue;
+            };
+            let d_stacked = &mut self.d_stacked[..images.len() * stacked];
+            d_stacked.fill(0.0);
+            let rows = rows
+                .chunks_exact(width)
+                .zip(d_stacked.chunks_exact_mut(stacked));
+            for (&image, (row, d_made)) in images.iter().zip(rows) {
+                let Some(class) = target.class[image] else {
+                    continue;
+                };
+                target.classifier.scores(row, &mut self.scores)?;
+                self.loss += cross_entropy(&mut self.scores, class, target.temperature);
+                self.scored += 1;
+                self.d_row.fill(0.0);
+                target
+                    .classifier
+                    .backward(row, &self.scores, &mut self.d_row)?;
+                d_made.copy_from_slice(&self.d_row[lower..]);
+            }
+            let used = self.stack.shape().gradient_len(adapters, target.phase);
+            let gradient = &mut self.gradient[..used];
+            self.stack
+                .backward(adapters, target.phase, images.len(), d_stacked, gradient);
+        }
+        Ok(())
+    }
+
+    fn gram(
+        &mut self,
+        images: &[usize],
+        cache: &PrefixCache,
+        adapters: &Adapters,
+    ) -> Result<Vec<f32>, FitError> {
+        let mut sum = vec![0.0; adapters.sites.len() * adapters.rank * adapters.rank];
+        let micro = self.stack.shape().images;
+        let lower = self.d_row.len() - self.stack.shape().features();
+        for images in images.chunks(micro) {
+            for (slot, &image) in images.iter().enumerate() {
+                cache.read(image, self.stack.input(slot), &mut self.d_row[..lower])?;
+            }
+            let made = images.len() * self.stack.shape().features();
+            self.stack
+                .forward(adapters, images.len(), &mut self.stacked[..made]);
+            self.stack.add_gram(adapters, images.len(), &mut sum);
+        }
+        Ok(sum)
+    }
+}
+
+/// Training could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum FitError {
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    #[error("cannot read the prefix cache back: {0}")]
+    Cache(#[from] CacheError),
+}
