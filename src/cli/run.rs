@@ -94,7 +94,8 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
             let name = settings.model.clone();
             let name = name.unwrap_or_else(|| settings::DEFAULT_MODEL.to_owned());
             let weights = store.open(Some(&name))?;
-            let learner = Learner::new(weights, &name, &setup(settings), threads)?;
+            let depth = weights.geometry().depth;
+            let learner = Learner::new(weights, &name, &setup(settings, depth), threads)?;
             (learner, Revision::NONE)
         }
         Err(error) => return Err(error.into()),
@@ -126,8 +127,13 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
     })
 }
 
-fn setup(settings: &settings::Learn) -> Setup {
-    let defaults = Setup::default();
+/// What was asked for, and the defaults for the rest; a model may have fewer blocks than those
+/// adapt.
+fn setup(settings: &settings::Learn, depth: usize) -> Setup {
+    let mut defaults = Setup::default();
+    if matches!(defaults.adapt_blocks, AdaptBlocks::Last(n) if n > depth) {
+        defaults.adapt_blocks = AdaptBlocks::All;
+    }
     Setup {
         resolution: settings.resolution.map_or(defaults.resolution, |r| r.get()),
         adapt_blocks: settings.adapt_blocks.map_or(defaults.adapt_blocks, blocks),

@@ -1,0 +1,341 @@
+//! The whole way from photos to answers through the built program, on a small ViT with random
+//! weights: learn, score, classify, and what must survive a failure.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// A home with the small ViT imported, and a folder for tasks and state.
+struct Scene {
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let scene = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        scene.import("timm_vit_opset14", "small");
+        scene
+    }
+
+    fn import(&self, fixture: &str, name: &str) {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/onnx");
+        let onnx = self.path(&format!("{name}.onnx"));
+        fs::copy(fixtures.join(format!("{fixture}.onnx")), &onnx).unwrap();
+        let output = self.run(&["model", "get", "--from", onnx.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_fledge"))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_remove("FLEDGE_STATE")
+            .env("FLEDGE_HOME", self.path("home"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Learns a task with the small model and returns the JSON it prints.
+    fn learn(&self, task: &str, more: &[&str]) -> Value {
+        let mut arguments = vec!["learn", "--task", task, "--json"];
+        if !self.path("learned.fledge").exists() {
+            arguments.extend([
+                "--model",
+                "small",
+                "--resolution",
+                "28",
+                "--adapt-blocks",
+                "1",
+            ]);
+        }
+        arguments.extend(more);
+        let output = self.run(&arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn accuracy(&self, task: &str) -> f64 {
+        let output = self.run(&["score", "--task", task, "--json"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["accuracy"].as_f64().unwrap()
+    }
+
+    /// Writes `images` pictures of one class: stripes of a colour and a width, placed at random.
+    fn draw(&self, task: &str, class: &str, colour: [u8; 3], stripe: u32, images: u32) {
+        let folder = self.path(task).join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for index in 0..images {
+            let shade = 30 + (index * 37 % 50) as u8;
+            let picture =
+                image::RgbImage::from_fn(40, 32, |x, y| match (x + index * 5) / stripe % 2 {
+                    0 => image::Rgb(colour),
+                    _ => image::Rgb([shade, shade + (y % 7) as u8, shade]),
+                });
+            picture
+                .save(folder.join(format!("{index:02}.png")))
+                .unwrap();
+        }
+    }
+
+    fn draw_birds(&self) {
+        self.draw("birds", "robin", [220, 60, 30], 5, 12);
+        self.draw("birds", "sparrow", [130, 100, 60], 9, 12);
+        self.draw("birds", "tit", [60, 120, 230], 7, 12);
+    }
+
+    fn draw_fish(&self) {
+        self.draw("fish", "trout", [40, 200, 160], 4, 10);
+        self.draw("fish", "goldfish", [250, 180, 20], 11, 10);
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_second_task_is_learned_and_the_first_stays_known() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.draw_fish();
+    let report = scene.learn("birds", &["--epochs", "2"]);
+    assert_eq!(report["task"], "birds");
+    assert_eq!(
+        report["classes"],
+        serde_json::json!(["robin", "sparrow", "tit"])
+    );
+    assert_eq!(
+        (&report["images"], &report["skipped"]),
+        (&36.into(), &0.into())
+    );
+    assert_eq!(report["epochs"], 2);
+    let state = fs::metadata(scene.path("learned.fledge")).unwrap().len();
+    assert_eq!(report["state_bytes"], state);
+    assert!(report["parameters_added"].as_u64().unwrap() > 0);
+    assert!(scene.accuracy("birds") > 0.95);
+    scene.learn("fish", &["--epochs", "2"]);
+    assert!(scene.accuracy("birds") > 0.9, "the birds were forgotten");
+    assert!(scene.accuracy("fish") > 0.9);
+
+    let shown = scene.run(&["state", "show", "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["resolution"], 28);
+    assert_eq!(
+        shown["tasks"][1]["classes"],
+        serde_json::json!(["goldfish", "trout"])
+    );
+    assert!(shown["tasks"][0]["bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn the_same_seed_and_threads_learn_the_same_state() {
+    let learned = || {
+        let scene = Scene::new();
+        scene.draw_birds();
+        scene.learn("birds", &["--epochs", "2", "--threads", "2", "--seed", "5"]);
+        let knowledge: (fledge::state::Knowledge, _) =
+            fledge::state::read(&scene.path("learned.fledge")).unwrap();
+        (knowledge.0.adapters, knowledge.0.head)
+    };
+    assert!(learned() == learned());
+}
+
+#[test]
+fn instant_learning_changes_no_feature() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    let report = scene.learn("birds", &["--instant"]);
+    assert_eq!(
+        (&report["epochs"], &report["parameters_added"]),
+        (&0.into(), &0.into())
+    );
+    assert!(scene.accuracy("birds") > 0.95);
+}
+
+#[test]
+fn every_block_can_be_adapted() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    let flags = [
+        "learn",
+        "--task",
+        "birds",
+        "--model",
+        "small",
+        "--adapt-blocks",
+        "all",
+    ];
+    let output = scene.run(&[&flags[..], &["--resolution", "28", "--epochs", "1"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(scene.accuracy("birds") > 0.9);
+}
+
+#[test]
+fn an_image_that_is_none_gets_its_own_error_and_the_rest_are_classified() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.learn("birds", &["--instant"]);
+    fs::write(scene.path("note.jpg"), "not an image").unwrap();
+    let output = scene.run(&[
+        "classify",
+        "birds/robin/00.png",
+        "note.jpg",
+        "birds/tit/03.png",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let answers = text(&output.stdout);
+    assert_eq!(answers.lines().count(), 2, "{answers}");
+    assert!(
+        answers.contains("robin") && answers.contains("tit"),
+        "{answers}"
+    );
+    assert!(text(&output.stderr).contains("note.jpg"));
+    let output = scene.run(&["classify", "--json", "--top", "2", "birds/robin/00.png"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["images"][0]["label"], "robin");
+    assert_eq!(report["images"][0]["top"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn the_usable_part_of_a_damaged_task_is_learned() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    fs::write(scene.path("birds/robin/empty.jpg"), "").unwrap();
+    let whole = fs::read(scene.path("birds/tit/00.png")).unwrap();
+    fs::write(scene.path("birds/tit/cut.png"), &whole[..whole.len() / 2]).unwrap();
+    fs::create_dir(scene.path("birds/wren")).unwrap();
+    let flags = [
+        "--model",
+        "small",
+        "--resolution",
+        "28",
+        "--instant",
+        "--json",
+    ];
+    let output = scene.run(&[&["learn", "--task", "birds"][..], &flags[..]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    let report: Value = serde_json::from_slice(&output.stdout).expect(&told);
+    assert_eq!(report["images"], 36);
+    assert!(
+        told.contains("empty.jpg") && told.contains("cut.png"),
+        "{told}"
+    );
+    assert!(scene.path("learned.fledge").exists());
+}
+
+#[test]
+fn a_task_of_one_class_or_one_image_can_be_learned() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.draw("solo", "heron", [200, 200, 210], 13, 6);
+    scene.draw("single", "egret", [250, 250, 250], 16, 1);
+    let report = scene.learn("solo", &[]);
+    assert_eq!(report["epochs"], 0);
+    scene.learn("single", &[]);
+    scene.learn("birds", &["--epochs", "1"]);
+    assert!(scene.accuracy("solo") > 0.8);
+}
+
+#[test]
+fn a_class_learned_again_adds_to_it() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.learn("birds", &["--instant"]);
+    scene.draw("more", "robin", [180, 40, 20], 6, 8);
+    scene.draw("more", "crow", [10, 10, 10], 8, 8);
+    scene.learn("more", &["--instant"]);
+    let (knowledge, _): (fledge::state::Knowledge, _) =
+        fledge::state::read(&scene.path("learned.fledge")).unwrap();
+    assert_eq!(
+        knowledge
+            .classes
+            .iter()
+            .filter(|name| *name == "robin")
+            .count(),
+        1
+    );
+    assert!(scene.accuracy("birds") > 0.9 && scene.accuracy("more") > 0.9);
+}
+
+#[test]
+fn a_failure_leaves_the_state_byte_for_byte() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.learn("birds", &["--instant"]);
+    let before = fs::read(scene.path("learned.fledge")).unwrap();
+    fs::create_dir_all(scene.path("broken/a")).unwrap();
+    fs::write(scene.path("broken/a/1.jpg"), "").unwrap();
+    fs::create_dir(scene.path("empty")).unwrap();
+    for arguments in [
+        &["learn", "--task", "broken"][..],
+        &["learn", "--task", "empty"],
+        &["learn", "--task", "birds", "--resolution", "56"],
+        &["learn", "--task", "birds", "--model", "another"],
+    ] {
+        let output = scene.run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+        assert_eq!(fs::read(scene.path("learned.fledge")).unwrap(), before);
+    }
+}
+
+#[test]
+fn a_state_learned_with_another_model_is_refused() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.learn("birds", &["--instant"]);
+    scene.import("timm_vit_layer_scale", "small");
+    let output = scene.run(&["classify", "birds/robin/00.png"]);
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    assert!(told.contains("learned with the model small"), "{told}");
+}
+
+#[test]
+fn a_resolution_that_does_not_divide_into_patches_is_explained() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    let output = scene.run(&[
+        "learn",
+        "--task",
+        "birds",
+        "--model",
+        "small",
+        "--resolution",
+        "29",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("multiple"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn a_state_that_cannot_be_saved_is_said_before_any_work() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    let output = scene.run(&[
+        "learn",
+        "--task",
+        "birds",
+        "--model",
+        "small",
+        "--state",
+        "no/x.fledge",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no/x.fledge"));
+}

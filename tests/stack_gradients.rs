@@ -1,0 +1,181 @@
+//! The adapted blocks together: the prefix against the slow twin, and the gradient of features
+//! with respect to every kind of learned number against central differences.
+
+use std::path::Path;
+
+use fledge::adapt::{Adapters, Projection};
+use fledge::train::frozen;
+use fledge::train::stack::{Phase, Stack, StackShape};
+use fledge::vit::{Prefix, Preprocessing, Weights, import, reference};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn small_vit() -> (tempfile::TempDir, Weights) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("small.weights");
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/onnx");
+    import::import(
+        &fixtures.join("timm_vit_opset14.onnx"),
+        Preprocessing::HALF,
+        &file,
+    )
+    .unwrap();
+    let weights = Weights::open(&file).unwrap();
+    (folder, weights)
+}
+
+fn shape(weights: &Weights, prompts: usize) -> StackShape {
+    let geometry = weights.geometry().clone();
+    StackShape {
+        blocks: 0..geometry.depth,
+        cached_tokens: geometry.tokens(geometry.image),
+        prompts,
+        taps: vec![1, geometry.depth],
+        rank: 3,
+        images: 2,
+        mlp_rows: usize::MAX,
+        mlp_columns: usize::MAX,
+        attention_rows: usize::MAX,
+        geometry,
+    }
+}
+
+/// Adapters whose bases and cores are all away from zero.
+fn adapters(shape: &StackShape, rng: &mut ChaCha8Rng) -> Adapters {
+    let projections = [Projection::Query, Projection::Value];
+    let mut adapters = Adapters::new(
+        shape.geometry.dim,
+        shape.rank,
+        shape.blocks.clone(),
+        &projections,
+        shape.prompts,
+        rng,
+    );
+    for site in &mut adapters.sites {
+        site.b
+            .iter_mut()
+            .for_each(|b| *b = rng.random_range(-0.3..0.3));
+        site.core
+            .iter_mut()
+            .for_each(|c| *c += rng.random_range(-0.3..0.3));
+    }
+    adapters
+        .prompts
+        .iter_mut()
+        .for_each(|p| *p = rng.random_range(-0.5..0.5));
+    adapters
+}
+
+/// A weighted sum of the features of two images, in f64.
+fn objective(stack: &mut Stack<'_>, adapters: &Adapters, tokens: &[f32], weights: &[f32]) -> f64 {
+    let per_image = tokens.len() / 2;
+    for image in 0..2 {
+        let part = &tokens[image * per_image..(image + 1) * per_image];
+        stack.input(image).copy_from_slice(part);
+    }
+    let mut features = vec![0.0; weights.len()];
+    stack.forward(adapters, 2, &mut features);
+    features
+        .iter()
+        .zip(weights)
+        .map(|(f, w)| f64::from(*f) * f64::from(*w))
+        .sum()
+}
+
+#[test]
+fn every_kind_of_gradient_matches_central_differences() {
+    let (_folder, weights) = small_vit();
+    let shape = shape(&weights, 2);
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut adapters = adapters(&shape, &mut rng);
+    let mut stack = Stack::new(&weights, shape.clone());
+    let n = 2 * shape.cached_tokens * shape.geometry.dim;
+    let tokens: Vec<f32> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let direction: Vec<f32> = (0..2 * shape.features())
+        .map(|_| rng.random_range(-1.0..1.0))
+        .collect();
+    for phase in [Phase::Bases, Phase::Cores] {
+        let mut gradient = vec![0.0; shape.gradient_len(&adapters, phase)];
+        objective(&mut stack, &adapters, &tokens, &direction);
+        stack.backward(&adapters, phase, 2, &direction, &mut gradient);
+        let scale = gradient.iter().fold(0.0f32, |m, g| m.max(g.abs()));
+        for index in (0..gradient.len()).step_by(7) {
+            let mut at = |step: f32| {
+                *learned(&mut adapters, phase, index) += step;
+                let value = objective(&mut stack, &adapters, &tokens, &direction);
+                *learned(&mut adapters, phase, index) -= step;
+                value
+            };
+            let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+            let error = (f64::from(gradient[index]) - slope).abs();
+            assert!(
+                error < 1e-2 * f64::from(scale).max(slope.abs()),
+                "{phase:?} {index}: {} and {slope}",
+                gradient[index]
+            );
+        }
+    }
+}
+
+/// The number that element `index` of a gradient belongs to.
+fn learned(adapters: &mut Adapters, phase: Phase, index: usize) -> &mut f32 {
+    let (d, r) = (adapters.dim, adapters.rank);
+    let per_site = if phase == Phase::Bases {
+        2 * d * r
+    } else {
+        r * r
+    };
+    let sites = adapters.sites.len();
+    if index >= sites * per_site {
+        return &mut adapters.prompts[index - sites * per_site];
+    }
+    let site = &mut adapters.sites[index / per_site];
+    let index = index % per_site;
+    match phase {
+        Phase::Cores => &mut site.core[index],
+        Phase::Bases if index < d * r => &mut site.a[index],
+        Phase::Bases => &mut site.b[index - d * r],
+    }
+}
+
+#[test]
+fn the_tract_prefix_agrees_with_the_slow_twin_at_its_own_size() {
+    let (_folder, weights) = small_vit();
+    let geometry = weights.geometry();
+    let side = geometry.image;
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let image: Vec<f32> = (0..3 * side * side)
+        .map(|_| rng.random_range(-1.0..1.0))
+        .collect();
+    let slow = reference::forward(&weights, &image, side);
+    let fast = frozen::forward(&weights, &image);
+    let prefix = Prefix::new(&weights, side, geometry.depth).unwrap();
+    let mut seen = Vec::new();
+    prefix
+        .run(&patches(&image, side, geometry.patch), |_, stream| {
+            seen.push(stream.to_vec())
+        })
+        .unwrap();
+    assert_eq!(seen.len(), geometry.depth + 1);
+    for (k, stream) in seen.iter().enumerate() {
+        for ((&a, &b), &c) in stream.iter().zip(&slow[k]).zip(&fast[k]) {
+            assert!((a - b).abs() < 1e-4 && (c - b).abs() < 1e-4, "boundary {k}");
+        }
+    }
+}
+
+fn patches(image: &[f32], side: usize, patch: usize) -> Vec<f32> {
+    let grid = side / patch;
+    let mut out = Vec::new();
+    for at in 0..grid * grid {
+        for channel in 0..3 {
+            for y in 0..patch {
+                for x in 0..patch {
+                    let (row, column) = (at / grid * patch + y, at % grid * patch + x);
+                    out.push(image[(channel * side + row) * side + column]);
+                }
+            }
+        }
+    }
+    out
+}
