@@ -6,8 +6,10 @@
 #   PHOTOS  folder with train/<task>/<class>/*.jpg and test/<task>/<class>/*.jpg
 #   FLEDGE  the binary to test (default: the one `cargo test` built)
 set -euo pipefail
+shopt -s inherit_errexit
 photos=$1
 fledge=${2:-${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/debug/fledge}
+export FLEDGE_HOME=${FLEDGE_HOME:-${CARGO_TARGET_DIR:-$(dirname "$0")/../target}/fledge-home}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -25,10 +27,11 @@ accuracy() {
         "$fledge" learn --task "$photos/train/$task" --state "$state" --json "$@" |
             python3 -c 'import json, sys
 r = json.load(sys.stdin)
-print(f"  {r["task"]}: {r["images"]} images, {r["epochs"]} epochs, {r["seconds"]:.1f} s", file=sys.stderr)'
+line = "  {task}: {images} images, {epochs} epochs, {seconds:.1f} s".format(**r)
+print(line, file=sys.stderr)'
     done
     "$fledge" score --task "$work/all" --state "$state" --json |
-        python3 -c 'import json, sys; print(f"{100 * json.load(sys.stdin)["accuracy"]:.2f}")'
+        python3 -c 'import json, sys; print("%.2f" % (100 * json.load(sys.stdin)["accuracy"]))'
 }
 
 echo "default settings:" >&2
