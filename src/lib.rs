@@ -3,7 +3,24 @@
 //!
 //! The rooms follow the flow of an image: [`data`] decodes it, [`vit`] runs the frozen blocks,
 //! [`train`] runs and adapts the last ones with [`kernels`] and [`adapt`], [`head`] names the
-//! class, and [`state`] keeps what was learned. [`learner`] is the front door.
+//! class, and [`state`] keeps what was learned. [`learner`] is the front door:
+//!
+//! ```no_run
+//! use std::path::Path;
+//!
+//! use fledge::vit::Weights;
+//! use fledge::{LearnSettings, Learner, Setup, Silent};
+//!
+//! let weights = Weights::open(Path::new("vit-s14-focus.weights"))?;
+//! let mut learner = Learner::new(weights, "vit-s14-focus", &Setup::default(), 2)?;
+//! let report = learner.learn(Path::new("birds"), &LearnSettings::default(), &Silent)?;
+//! assert!(report.images > 0);
+//!
+//! let recogniser = learner.recogniser()?;
+//! let guesses = recogniser.classify(&mut recogniser.session(), Path::new("photo.jpg"))?;
+//! assert!(guesses[0].probability <= 1.0);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod adapt;
 pub mod data;

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -88,7 +89,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Revision), StateErro
     Ok((value, Revision(Some((envelope.checksum, envelope.length)))))
 }
 
-/// Bytes that [`write`] would put on disk for `value`.
+/// Bytes that [`write()`] would put on disk for `value`.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, postcard::Error> {
     let payload = postcard::to_allocvec(value)?;
     let mut bytes = Vec::with_capacity(ENVELOPE + payload.len());
@@ -192,7 +193,9 @@ fn folder_of(path: &Path) -> &Path {
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let target = resolve(path);
     let folder = folder_of(&target);
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    let mut temporary = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder)?;
     if let Ok(metadata) = fs::metadata(&target) {
         temporary
             .as_file()

@@ -5,9 +5,10 @@
 //! boundary. All matrices are stored `[in, out]`, row-major, so that a layer is `y = x W + b`.
 //! Layer scale, where the model has one, is already multiplied into the projection behind it.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -343,7 +344,10 @@ fn content_hash(g: &Geometry, p: &Preprocessing, tensors: &Tensors) -> ContentHa
 
 fn write_file(path: &Path, header: &Header, tensors: &Tensors) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    // As any new file: a service of another user reads models too.
+    let mut temporary = tempfile::Builder::new()
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)?;
     let mut out = BufWriter::new(temporary.as_file_mut());
     let encoded = postcard::to_allocvec(header).map_err(io::Error::other)?;
     out.write_all(&MAGIC)?;
@@ -364,6 +368,23 @@ fn write_file(path: &Path, header: &Header, tensors: &Tensors) -> io::Result<()>
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|e| e.error)?;
     Ok(())
+}
+
+/// Whether lengths computed from a geometry stay far from overflow and divisions by zero.
+fn plausible(g: &Geometry) -> bool {
+    let sizes = [
+        g.dim,
+        g.depth,
+        g.heads,
+        g.hidden,
+        g.patch,
+        g.image,
+        g.position_grid,
+    ];
+    sizes.iter().all(|size| (1..=1 << 14).contains(size))
+        && g.registers <= 1 << 14
+        && g.dim.is_multiple_of(g.heads)
+        && g.dim as u64 * g.hidden as u64 * g.depth as u64 <= 1 << 34
 }
 
 fn read_header(file: &mut File, path: &Path) -> Result<(Header, usize), WeightsError> {
@@ -394,5 +415,96 @@ fn read_header(file: &mut File, path: &Path) -> Result<(Header, usize), WeightsE
         .map_err(|e| malformed(path, format!("its header is cut short ({e})")))?;
     let header: Header = postcard::from_bytes(&encoded)
         .map_err(|e| malformed(path, format!("its header cannot be decoded ({e})")))?;
+    if !plausible(&header.geometry) {
+        return Err(malformed(path, "its geometry is absurd".into()));
+    }
     Ok((header, (fixed.len() + length).next_multiple_of(ALIGNMENT)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vit::Activation;
+
+    fn geometry() -> Geometry {
+        Geometry {
+            dim: 4,
+            depth: 2,
+            heads: 2,
+            hidden: 6,
+            patch: 2,
+            image: 4,
+            registers: 1,
+            position_grid: 2,
+            norm_eps: 1e-6,
+            activation: Activation::Gelu,
+            layer_scale: false,
+        }
+    }
+
+    fn tensors(g: &Geometry) -> Tensors {
+        let lengths = tensor_lengths(g).into_iter().enumerate();
+        Tensors(
+            lengths
+                .map(|(k, n)| (0..n).map(|i| (k * 1000 + i) as f32).collect())
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn what_was_written_is_mapped_aligned_and_in_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.weights");
+        let (g, tensors) = (geometry(), tensors(&geometry()));
+        let hash = Weights::write(&path, &g, &Preprocessing::HALF, &tensors).unwrap();
+        let weights = Weights::open(&path).unwrap();
+        assert_eq!((weights.geometry(), weights.hash()), (&g, hash));
+        assert_eq!(weights.embedding().positions, tensors.0[4]);
+        let second = EMBEDDING_TENSORS + BLOCK_TENSORS;
+        assert_eq!(weights.block(1).qkv_weight, tensors.0[second + 2]);
+        assert_eq!(weights.block(1).fc2_bias, tensors.0[second + 11]);
+        assert_eq!(weights.final_norm().bias, tensors.0[tensors.0.len() - 1]);
+        assert!(
+            weights
+                .block(0)
+                .fc1_weight
+                .as_ptr()
+                .addr()
+                .is_multiple_of(ALIGNMENT)
+        );
+    }
+
+    #[test]
+    fn a_cut_or_forged_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.weights");
+        let g = geometry();
+        Weights::write(&path, &g, &Preprocessing::HALF, &tensors(&g)).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for cut in [0, 7, 15, 40, 100, whole.len() - 1] {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(
+                matches!(Weights::open(&path), Err(WeightsError::Malformed { .. })),
+                "{cut}"
+            );
+        }
+        for at in 16..60 {
+            let mut forged = whole.clone();
+            forged[at] ^= 0xff;
+            std::fs::write(&path, &forged).unwrap();
+            // Refused or still in bounds; never a panic.
+            if let Ok(weights) = Weights::open(&path) {
+                let _ = weights.final_norm();
+            }
+        }
+    }
+
+    #[test]
+    fn one_changed_weight_is_another_model() {
+        let g = geometry();
+        let mut changed = tensors(&g);
+        changed.0[7][0] += 1.0;
+        let hash = |tensors| content_hash(&g, &Preprocessing::HALF, tensors);
+        assert_ne!(hash(&tensors(&g)), hash(&changed));
+    }
 }
