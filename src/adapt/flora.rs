@@ -99,6 +99,18 @@ impl Adapters {
         adapters
     }
 
+    /// For a first task that trains nothing: random orthonormal output bases and cores of zero, so
+    /// that no feature changes and later tasks still have bases to learn cores in.
+    pub fn draw_output_bases(&mut self, rng: &mut impl Rng) {
+        for site in &mut self.sites {
+            site.b
+                .iter_mut()
+                .for_each(|b| *b = rng.random_range(-1.0..1.0));
+            orthonormalise_columns(&mut site.b, self.dim, self.rank);
+        }
+        self.clear_cores();
+    }
+
     /// Makes every adapter change nothing, and keeps the bases.
     pub fn clear_cores(&mut self) {
         for site in &mut self.sites {
@@ -288,6 +300,18 @@ mod tests {
                 assert!((x - y).abs() < 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn drawn_output_bases_are_orthonormal_and_change_nothing() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+        let mut adapters = Adapters::new(16, 4, 0..2, &[Projection::Query], 0, &mut rng);
+        adapters.draw_output_bases(&mut rng);
+        for site in &adapters.sites {
+            assert!(gram_error(&site.a, 16, 4) < 1e-5 && gram_error(&site.b, 16, 4) < 1e-5);
+            assert!(product(site, 16, 4).iter().all(|&p| p == 0.0));
+        }
+        assert_ne!(adapters.sites[0].b, adapters.sites[1].b);
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
 use super::{EncodeError, Learner, now};
 use crate::Progress;
 use crate::data::{DEFAULT_FRACTION, FolderError, PrefixCache, Skipped, TaskFolder, split_class};
@@ -248,6 +251,7 @@ impl Learner {
                     next.adapters.orthonormalise();
                     if !kept {
                         next.adapters.clear_cores();
+                        next.adapters.prompts.clone_from(&known.adapters.prompts);
                     }
                     parameters_added = fitted.parameters.prompts_start();
                 }
@@ -259,7 +263,8 @@ impl Learner {
                 Phase::Cores => {}
             }
         } else if phase == Phase::Bases {
-            next.adapters.orthonormalise();
+            let mut rng = ChaCha8Rng::seed_from_u64(settings.fit.seed);
+            next.adapters.draw_output_bases(&mut rng);
         }
         trainer.refresh(&all, &next.adapters, &mut features)?;
         let (sum, tokens) = trainer.gram(&all, &next.adapters)?;
