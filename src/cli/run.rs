@@ -92,7 +92,7 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
         }
         Err(StateError::Missing { .. }) => {
             let name = settings.model.clone();
-            let name = name.unwrap_or_else(|| settings::DEFAULT_MODEL.to_owned());
+            let name = name.unwrap_or_else(|| Description::default_model().name);
             let weights = store.open(Some(&name))?;
             let depth = weights.geometry().depth;
             let learner = Learner::new(weights, &name, &setup(settings, depth), threads)?;

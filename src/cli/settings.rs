@@ -5,14 +5,11 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use etcetera::BaseStrategy;
+use fledge::vit::store::user_home;
 
 use super::args::{
     AdaptBlocks, ClassifyArguments, LearnArguments, ModelGetArguments, ScoreArguments,
 };
-
-/// The model `learn` starts a new state file with.
-pub const DEFAULT_MODEL: &str = "vit-s14-focus";
 
 #[derive(Debug, Clone)]
 pub struct ModelGet {
@@ -24,7 +21,7 @@ pub struct ModelGet {
 impl ModelGet {
     pub fn resolve(arguments: ModelGetArguments) -> anyhow::Result<Self> {
         Ok(Self {
-            home: home()?,
+            home: user_home()?,
             from: arguments.from,
         })
     }
@@ -49,7 +46,7 @@ pub struct Learn {
 impl Learn {
     pub fn resolve(arguments: LearnArguments) -> anyhow::Result<Self> {
         Ok(Self {
-            home: home()?,
+            home: user_home()?,
             task: task_folder(arguments.task)?,
             state: arguments.state.state,
             model: arguments.model,
@@ -66,7 +63,7 @@ impl Learn {
     /// Everything at its default.
     pub fn defaults(task: &Path, state: &Path) -> anyhow::Result<Self> {
         Ok(Self {
-            home: home()?,
+            home: user_home()?,
             task: task_folder(task.to_path_buf())?,
             state: state.to_path_buf(),
             model: None,
@@ -91,7 +88,7 @@ pub struct Score {
 impl Score {
     pub fn resolve(arguments: ScoreArguments) -> anyhow::Result<Self> {
         Ok(Self {
-            home: home()?,
+            home: user_home()?,
             task: task_folder(arguments.task)?,
             state: arguments.state.state,
         })
@@ -109,22 +106,12 @@ pub struct Classify {
 impl Classify {
     pub fn resolve(arguments: ClassifyArguments) -> anyhow::Result<Self> {
         Ok(Self {
-            home: home()?,
+            home: user_home()?,
             images: arguments.images,
             state: arguments.state.state,
             top: arguments.top,
         })
     }
-}
-
-/// Where imported models live: `$FLEDGE_HOME`, or `fledge` in the platform's data folder.
-pub fn home() -> anyhow::Result<PathBuf> {
-    if let Some(home) = std::env::var_os("FLEDGE_HOME").filter(|home| !home.is_empty()) {
-        return Ok(home.into());
-    }
-    let folders = etcetera::choose_base_strategy()
-        .context("no home folder to keep models in; set FLEDGE_HOME to a folder of your choice")?;
-    Ok(folders.data_dir().join("fledge"))
 }
 
 fn task_folder(folder: PathBuf) -> anyhow::Result<PathBuf> {

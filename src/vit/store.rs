@@ -129,6 +129,18 @@ fn listing(names: &[String]) -> String {
     }
 }
 
+/// fledge's home: `$FLEDGE_HOME`, or else `fledge` in the platform's data folder.
+///
+/// # Errors
+/// When there is neither `$FLEDGE_HOME` nor a home folder.
+pub fn user_home() -> Result<PathBuf, StoreError> {
+    if let Some(home) = std::env::var_os("FLEDGE_HOME").filter(|home| !home.is_empty()) {
+        return Ok(home.into());
+    }
+    let strategy = etcetera::choose_base_strategy().map_err(|_| StoreError::NoHome)?;
+    Ok(strategy.data_dir().join("fledge"))
+}
+
 /// The folder of imported models, one `NAME.weights` each.
 #[derive(Debug, Clone)]
 pub struct ModelStore {
@@ -143,11 +155,7 @@ impl ModelStore {
     /// # Errors
     /// When there is neither `$FLEDGE_HOME` nor a home folder.
     pub fn of_user() -> Result<Self, StoreError> {
-        if let Some(home) = std::env::var_os("FLEDGE_HOME").filter(|home| !home.is_empty()) {
-            return Ok(Self::at(Path::new(&home)));
-        }
-        let strategy = etcetera::choose_base_strategy().map_err(|_| StoreError::NoHome)?;
-        Ok(Self::at(&strategy.data_dir().join("fledge")))
+        Ok(Self::at(&user_home()?))
     }
 
     /// The store under a given home: `home/models`.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use fledge::progress::Progress;
+use fledge::vit::store::user_home;
 
 use super::draw::draw_set;
 use super::species::{FIRST_TASK, SECOND_TASK, Species};
@@ -141,7 +142,7 @@ impl Story<'_> {
 
     fn get_eyes(&mut self) -> anyhow::Result<()> {
         let settings = settings::ModelGet {
-            home: settings::home()?,
+            home: user_home()?,
             from: None,
         };
         let model = self.board.get_model(&settings, self.progress)?;
@@ -246,7 +247,7 @@ impl Story<'_> {
 
     fn score(&mut self, day: &Day) -> anyhow::Result<ScoreReport> {
         let settings = settings::Score {
-            home: settings::home()?,
+            home: user_home()?,
             task: day.to_ask.clone(),
             state: self.state.clone(),
         };
@@ -263,7 +264,7 @@ impl Story<'_> {
     /// The label and probability of one drawing.
     fn ask(&mut self, drawing: &Path) -> anyhow::Result<(String, f64)> {
         let settings = settings::Classify {
-            home: settings::home()?,
+            home: user_home()?,
             images: vec![drawing.to_path_buf()],
             state: self.state.clone(),
             top: NonZeroUsize::MIN,
