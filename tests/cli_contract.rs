@@ -42,7 +42,9 @@ fn stderr(output: &Output) -> String {
 fn help_lists_every_command_and_succeeds() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for command in ["model", "learn", "score", "classify", "state", "demo"] {
+    for command in [
+        "model", "learn", "score", "classify", "forget", "state", "demo",
+    ] {
         assert!(
             stdout(&output).contains(command),
             "{command} is not in the help"
@@ -53,7 +55,7 @@ fn help_lists_every_command_and_succeeds() {
 
 #[test]
 fn every_command_has_help_with_its_flags() {
-    let flags: [(&[&str], &[&str]); 7] = [
+    let flags: [(&[&str], &[&str]); 8] = [
         (&["model", "get"], &["--from"]),
         (&["model", "check"], &["--json", "FILE.onnx"]),
         (
@@ -74,6 +76,7 @@ fn every_command_has_help_with_its_flags() {
         ),
         (&["score"], &["--task", "--state", "--json"]),
         (&["classify"], &["IMAGE", "--state", "--top", "--json"]),
+        (&["forget"], &["--class", "--task", "--state", "--json"]),
         (&["state", "show"], &["--state", "--json", "learned.fledge"]),
         (&["demo"], &["--keep"]),
     ];
@@ -100,7 +103,7 @@ fn the_version_is_the_crate_s() {
 
 #[test]
 fn bad_usage_exits_with_2_and_leaves_stdout_alone() {
-    let wrong: [&[&str]; 13] = [
+    let wrong: [&[&str]; 16] = [
         &[],
         &["fly"],
         &["learn"],
@@ -113,6 +116,9 @@ fn bad_usage_exits_with_2_and_leaves_stdout_alone() {
         &["learn", "--task", ".", "--seed", "first"],
         &["classify"],
         &["classify", "a.jpg", "--top", "0"],
+        &["forget"],
+        &["forget", "--task", "0"],
+        &["forget", "--task", "1", "--class", "robin"],
         &["state"],
     ];
     for arguments in wrong {
@@ -134,10 +140,11 @@ fn bad_usage_exits_with_2_and_leaves_stdout_alone() {
 
 #[test]
 fn a_failure_exits_with_1_says_why_and_prints_no_json() {
-    let failing: [&[&str]; 4] = [
+    let failing: [&[&str]; 5] = [
         &["learn", "--task", "no-such-folder", "--json"],
         &["score", "--task", "no-such-folder", "--json"],
         &["classify", "no-such-photo.jpg", "--json"],
+        &["forget", "--class", "robin", "--json"],
         &["state", "show", "--json"],
     ];
     for arguments in failing {

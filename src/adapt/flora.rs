@@ -54,6 +54,39 @@ pub struct Adapters {
     pub remembered: f64,
 }
 
+impl TaskCore {
+    /// `core += sign M N^T`, `core` being `[r, r]`.
+    ///
+    /// # Panics
+    /// When M, N and the core do not belong to the same r.
+    pub fn add_to(&self, sign: f32, core: &mut [f32], r: usize) {
+        let t = self.n.len() / r;
+        let n = MatRef::new(&self.n, r, t).t();
+        matmul(
+            sign,
+            MatRef::new(&self.m, r, t),
+            n,
+            1.0,
+            MatMut::new(core, r, r),
+        );
+    }
+
+    /// Appends the columns of `other`, so that the product becomes the sum of both.
+    ///
+    /// # Panics
+    /// When the two do not belong to the same r.
+    pub fn join(&mut self, other: &Self, r: usize) {
+        for (ours, theirs) in [(&mut self.m, &other.m), (&mut self.n, &other.n)] {
+            let (width, added) = (ours.len() / r, theirs.len() / r);
+            let rows = (0..r).flat_map(|i| {
+                let own = &ours[i * width..(i + 1) * width];
+                own.iter().chain(&theirs[i * added..(i + 1) * added])
+            });
+            *ours = rows.copied().collect();
+        }
+    }
+}
+
 impl Adapters {
     /// Fresh adapters that change nothing yet: A has random orthonormal columns, B is zero, C is
     /// the identity
@@ -66,14 +99,30 @@ impl Adapters {
         prompts: usize,
         rng: &mut impl Rng,
     ) -> Self {
+        let places: Vec<(usize, Projection)> = blocks
+            .flat_map(|block| projections.iter().map(move |&p| (block, p)))
+            .collect();
+        Self::at(dim, rank, &places, prompts, rng)
+    }
+
+    /// Starts again in the same places, with nothing of what was learned.
+    pub fn restart(&mut self, rng: &mut impl Rng) {
+        let places: Vec<_> = self.sites.iter().map(|s| (s.block, s.projection)).collect();
+        let prompts = self.prompts.len() / self.dim;
+        *self = Self::at(self.dim, self.rank, &places, prompts, rng);
+    }
+
+    fn at(
+        dim: usize,
+        rank: usize,
+        places: &[(usize, Projection)],
+        prompts: usize,
+        rng: &mut impl Rng,
+    ) -> Self {
         let bound = (3.0 / dim as f32).sqrt();
-        let sites = blocks
-            .flat_map(|block| {
-                projections
-                    .iter()
-                    .map(move |&projection| (block, projection))
-            })
-            .map(|(block, projection)| Site {
+        let sites = places
+            .iter()
+            .map(|&(block, projection)| Site {
                 block,
                 projection,
                 a: (0..dim * rank)

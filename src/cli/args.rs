@@ -2,7 +2,7 @@
 //! contract; [`settings`](super::settings) resolves what it leaves open.
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -37,6 +37,8 @@ pub enum Command {
     Score(ScoreArguments),
     /// Say what is on photos
     Classify(ClassifyArguments),
+    /// Forget classes, or everything that one task taught
+    Forget(ForgetArguments),
     /// Look at what has been learned
     #[command(subcommand)]
     State(StateCommand),
@@ -142,6 +144,26 @@ pub struct ClassifyArguments {
     #[arg(long, value_name = "N", default_value = "3")]
     pub top: NonZeroUsize,
     /// Print one JSON object; probabilities are fractions from 0 to 1
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ForgetArguments {
+    /// Class to forget, whatever tasks taught it; may be given several times
+    #[arg(
+        long = "class",
+        value_name = "NAME",
+        required_unless_present = "task",
+        conflicts_with = "task"
+    )]
+    pub classes: Vec<String>,
+    /// Number of the task to forget, as `fledge state show` lists it
+    #[arg(long, value_name = "N")]
+    pub task: Option<NonZeroU32>,
+    #[command(flatten)]
+    pub state: StateArgument,
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }

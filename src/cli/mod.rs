@@ -47,6 +47,13 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
             let settings = settings::Classify::resolve(classify)?;
             emit(&run::classify(&settings, &progress)?, json)
         }
+        Command::Forget(forget) => {
+            let json = forget.json;
+            emit(
+                &run::forget(&settings::Forget::resolve(forget), &progress)?,
+                json,
+            )
+        }
         Command::State(StateCommand::Show(show)) => {
             emit(&run::state_show(&show.state.state)?, show.json)
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use fledge::data::Skipped;
+use fledge::head::TaskId;
 use fledge::learner::{AdaptBlocks, EncodeError, ScoreError, Setup};
 use fledge::state::{self, Knowledge, Revision, StateError};
 use fledge::train::frozen;
@@ -17,8 +18,8 @@ use fledge::{LearnSettings, Learner, Progress, Stage};
 use super::args;
 use super::demo::story::Board;
 use super::output::{
-    Answer, Candidate, ClassScore, ClassifiedImage, ClassifyReport, LearnReport, ModelCheckReport,
-    ModelGetReport, ModelVerdict, ScoreReport, StateReport, TaskSummary,
+    Answer, Candidate, ClassScore, ClassifiedImage, ClassifyReport, ForgetReport, LearnReport,
+    ModelCheckReport, ModelGetReport, ModelVerdict, ScoreReport, StateReport, TaskSummary,
 };
 use super::settings;
 
@@ -271,15 +272,38 @@ fn named(guesses: &[fledge::learner::Guess], top: usize) -> anyhow::Result<Answe
     })
 }
 
+pub fn forget(
+    settings: &settings::Forget,
+    progress: &dyn Progress,
+) -> anyhow::Result<ForgetReport> {
+    let (mut knowledge, revision) = state::read::<Knowledge>(&settings.state)?;
+    let forgotten = knowledge.forget(&settings.what)?;
+    progress.begin(Stage::Save, 0);
+    let (state_bytes, _) = state::write(&settings.state, &knowledge, revision)?;
+    progress.finish();
+    Ok(ForgetReport {
+        classes: forgotten.classes,
+        still_known: forgotten.still_known,
+        tasks: forgotten.tasks.into_iter().map(task_number).collect(),
+        images: forgotten.images,
+        state_bytes,
+    })
+}
+
+/// Tasks are counted from 1 where people see them.
+fn task_number(id: TaskId) -> u64 {
+    u64::from(id) + 1
+}
+
 pub fn state_show(path: &Path) -> anyhow::Result<StateReport> {
     let (knowledge, _) = state::read::<Knowledge>(path)?;
     let bytes = fs::metadata(path)
         .with_context(|| format!("cannot read {}", path.display()))?
         .len();
-    let tasks = knowledge.tasks.iter().enumerate().map(|(index, task)| {
+    let tasks = knowledge.tasks.iter().map(|task| {
         let date = UNIX_EPOCH.checked_add(Duration::from_secs(task.learned_at));
         TaskSummary {
-            task: index + 1,
+            task: task_number(task.id),
             name: task.name.clone(),
             classes: task
                 .classes
@@ -294,7 +318,7 @@ pub fn state_show(path: &Path) -> anyhow::Result<StateReport> {
             date: date.map_or_else(String::new, |date| {
                 humantime::format_rfc3339_seconds(date).to_string()
             }),
-            bytes: knowledge.task_bytes(index) as u64,
+            bytes: knowledge.task_bytes(task) as u64,
         }
     });
     Ok(StateReport {

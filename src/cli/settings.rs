@@ -5,10 +5,12 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use fledge::state;
 use fledge::vit::store::user_home;
 
 use super::args::{
-    AdaptBlocks, ClassifyArguments, LearnArguments, ModelGetArguments, ScoreArguments,
+    AdaptBlocks, ClassifyArguments, ForgetArguments, LearnArguments, ModelGetArguments,
+    ScoreArguments,
 };
 
 #[derive(Debug, Clone)]
@@ -111,6 +113,24 @@ impl Classify {
             state: arguments.state.state,
             top: arguments.top,
         })
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Forget {
+    pub state: PathBuf,
+    pub what: state::Forget,
+}
+
+impl Forget {
+    pub fn resolve(arguments: ForgetArguments) -> Self {
+        Self {
+            state: arguments.state.state,
+            what: match arguments.task {
+                Some(number) => state::Forget::Task(number.get() - 1),
+                None => state::Forget::Classes(arguments.classes),
+            },
+        }
     }
 }
 

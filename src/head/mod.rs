@@ -12,6 +12,7 @@ mod cholesky;
 mod classifier;
 mod factor;
 mod fit;
+mod forget;
 mod layout;
 mod reject;
 mod relative;

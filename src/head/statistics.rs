@@ -27,14 +27,14 @@ pub struct Component {
 /// stay on disk ([`Statistics::detach_factors`]) until a component grows or goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Statistics {
-    layout: Layout,
+    pub(super) layout: Layout,
     removable: bool,
     /// The parts that are learned; the others have no scatter and a mean of zeros.
-    held: Range<usize>,
+    pub(super) held: Range<usize>,
     /// Packed lower triangles, `[held, dim (dim + 1) / 2]`.
-    scatter: Vec<f32>,
+    pub(super) scatter: Vec<f32>,
     /// Sorted by class, then task.
-    components: Vec<Component>,
+    pub(super) components: Vec<Component>,
 }
 
 impl Statistics {
@@ -232,49 +232,6 @@ impl Statistics {
         Ok(())
     }
 
-    /// Removes a class; afterwards the statistics are those of a head that never saw it, up to
-    /// f32 rounding. Returns how many components went.
-    ///
-    /// # Errors
-    /// [`HeadError::NoFactor`] when a factor is missing; nothing is removed then.
-    pub fn forget(&mut self, class: ClassId) -> Result<usize, HeadError> {
-        self.forget_where(|c| c.class == class)
-    }
-
-    /// Removes everything a task taught, as [`Statistics::forget`] does.
-    ///
-    /// # Errors
-    /// [`HeadError::NoFactor`] when a factor is missing; nothing is removed then.
-    pub fn forget_task(&mut self, task: TaskId) -> Result<usize, HeadError> {
-        self.forget_where(|c| c.task == task)
-    }
-
-    fn forget_where(&mut self, goes: impl Fn(&Component) -> bool) -> Result<usize, HeadError> {
-        let before = self.components.len();
-        let mut going = self.components.iter().filter(|c| goes(c));
-        if let Some(&Component { class, task, .. }) = going.find(|c| c.factor.is_none()) {
-            return Err(HeadError::NoFactor { class, task });
-        }
-        let mut rows = Rows::new(self.layout.dim);
-        for component in self.components.iter().filter(|c| goes(c)) {
-            let Some(factor) = &component.factor else {
-                continue;
-            };
-            for part in self.held.clone() {
-                rows.clear();
-                factor.unpack(part, &mut rows);
-                let place = self.scatter_of(part);
-                rows.add_gram(-1.0, &mut self.scatter[place]);
-            }
-        }
-        self.components.retain(|c| !goes(c));
-        if self.components.iter().all(|c| c.count < 2) {
-            // Nothing is left that could vary: what remains in the sums is rounding.
-            self.scatter.fill(0.0);
-        }
-        Ok(before - self.components.len())
-    }
-
     /// Takes the factors out, in the order of [`Statistics::components`], so that they need no
     /// memory while training. Until they are back, components can be read and new ones learned,
     /// but those without a factor neither grow, merge nor go.
@@ -338,7 +295,7 @@ impl Statistics {
     }
 
     /// Where the scatter of a held part lies.
-    fn scatter_of(&self, part: usize) -> Range<usize> {
+    pub(super) fn scatter_of(&self, part: usize) -> Range<usize> {
         let packed = self.layout.packed();
         let start = (part - self.held.start) * packed;
         start..start + packed

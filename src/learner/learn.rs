@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{EncodeError, Learner, now};
 use crate::Progress;
 use crate::data::{DEFAULT_FRACTION, FolderError, PrefixCache, Skipped, TaskFolder, split_class};
-use crate::head::{ClassId, HeadError, TaskId};
+use crate::head::{ClassId, HeadError};
 use crate::state::{Knowledge, TaskRecord};
 use crate::train::fit::{FitSettings, Fitted, fit};
 use crate::train::judge::{judge, learn_into};
@@ -274,7 +274,7 @@ impl Learner {
         if let Some(temperature) = judged.temperature {
             next.calibration.add(temperature);
         }
-        let task_id = known.tasks.len() as TaskId;
+        let task_id = known.next_task();
         learn_into(&mut next.head, &task.labels, &all, &features, task_id)?;
         let classes: Vec<(ClassId, u32)> = task
             .folder
@@ -283,6 +283,7 @@ impl Learner {
             .filter_map(|class| Some((next.class(&class.name)?, class.images.len() as u32)))
             .collect();
         next.tasks.push(TaskRecord {
+            id: task_id,
             name: task.folder.name.clone(),
             classes,
             learned_at: now(),

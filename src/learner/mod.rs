@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::adapt::{Adapters, Projection};
 use crate::head::{Calibration, Layout, Statistics};
-use crate::state::{Knowledge, ModelIdentity};
+use crate::state::{Forget, ForgetError, Forgotten, Knowledge, ModelIdentity};
 use crate::train::stack::StackShape;
 use crate::vit::{ContentHash, Pixels, PrefixError, Weights, check_resolution};
 
@@ -214,6 +214,14 @@ impl Learner {
         &self.weights
     }
 
+    /// Forgets classes or a task.
+    ///
+    /// # Errors
+    /// As [`Knowledge::forget`].
+    pub fn forget(&mut self, what: &Forget) -> Result<Forgotten, ForgetError> {
+        self.knowledge.forget(what)
+    }
+
     fn encoder(&self) -> Result<Encoder<'_>, PrefixError> {
         let k = &self.knowledge;
         Encoder::new(&self.weights, k.resolution, k.first_adapted, &k.taps)
@@ -288,6 +296,10 @@ fn check_consistent(weights: &Weights, k: &Knowledge) -> Result<(), SetupError> 
     holds(
         k.head.classes().into_iter().all(known),
         "its head knows a class without a name",
+    )?;
+    holds(
+        k.tasks.is_sorted_by(|a, b| a.id < b.id),
+        "its tasks are out of order",
     )?;
     holds(
         k.tasks

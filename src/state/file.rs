@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, de::DeserializeOwned};
 
 const MAGIC: [u8; 8] = *b"fledgest";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const ENVELOPE: usize = 24;
 
 /// Why a state file cannot be read or written.
@@ -32,6 +32,10 @@ pub enum StateError {
         "{path} was written by a newer fledge (format {found}, this one reads up to {VERSION}); update fledge"
     )]
     Newer { path: PathBuf, found: u32 },
+    #[error(
+        "{path} was written by an older fledge (format {found}, this one reads {VERSION}); learn its tasks again into another file with --state, or keep the older fledge for it"
+    )]
+    Older { path: PathBuf, found: u32 },
     #[error("cannot save the state to {path}: {source}; the previous state is untouched")]
     Write { path: PathBuf, source: io::Error },
     #[error(
@@ -52,7 +56,7 @@ impl Revision {
 /// Reads and checks the payload of the state file at `path`.
 ///
 /// # Errors
-/// When the file is missing, unreadable, torn, foreign or newer.
+/// When the file is missing, unreadable, torn, foreign, or of another format version.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Revision), StateError> {
     let bytes = fs::read(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => StateError::Missing {
@@ -75,7 +79,10 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Revision), StateErro
         });
     }
     if envelope.version < VERSION {
-        return Err(malformed("its format version does not exist"));
+        return Err(StateError::Older {
+            path: path.to_owned(),
+            found: envelope.version,
+        });
     }
     let payload = &bytes[ENVELOPE..];
     if payload.len() as u64 != envelope.length {
@@ -271,16 +278,22 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_named_as_such() {
+    fn an_older_or_newer_format_is_named_as_such() {
         let folder = folder();
         let path = folder.path().join("a.fledge");
         write(&path, &1u32, Revision::NONE).unwrap();
         let mut bytes = fs::read(&path).unwrap();
         bytes[8] = 200;
-        fs::write(&path, bytes).unwrap();
+        fs::write(&path, &bytes).unwrap();
         assert!(matches!(
             read::<u32>(&path),
             Err(StateError::Newer { found: 200, .. })
+        ));
+        bytes[8] = 1;
+        fs::write(&path, bytes).unwrap();
+        assert!(matches!(
+            read::<u32>(&path),
+            Err(StateError::Older { found: 1, .. })
         ));
     }
 }

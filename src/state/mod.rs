@@ -1,13 +1,15 @@
 //! What was learned, and the one file it lives in.
 
 mod file;
+mod forget;
 
 use serde::{Deserialize, Serialize};
 
 pub use file::{Revision, StateError, check_writable, encode, read, write};
+pub use forget::{Forget, ForgetError, Forgotten};
 
 use crate::adapt::{Adapters, TaskCore};
-use crate::head::{Calibration, ClassId, Factor, Statistics};
+use crate::head::{Calibration, ClassId, Factor, Statistics, TaskId};
 use crate::vit::{ContentHash, Pixels};
 
 /// Everything fledge knows, as the state file holds it.
@@ -39,6 +41,8 @@ pub struct ModelIdentity {
 /// One learned task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskRecord {
+    /// Ascending; it stays what it is when another task is forgotten.
+    pub id: TaskId,
     pub name: String,
     /// Class and number of its images.
     pub classes: Vec<(ClassId, u32)>,
@@ -67,15 +71,24 @@ impl Knowledge {
     }
 
     /// Bytes that one task takes: its cores and its share of the head.
-    pub fn task_bytes(&self, task: usize) -> usize {
-        let of_task = |id: u32| usize::try_from(id).is_ok_and(|id| id == task);
-        let components = self.head.components().iter().filter(|c| of_task(c.task));
+    pub fn task_bytes(&self, task: &TaskRecord) -> usize {
+        let components = self.head.components().iter().filter(|c| c.task == task.id);
         let head: usize = components
             .map(|c| 4 * c.mean.len() + c.factor.as_ref().map_or(0, Factor::bytes))
             .sum();
-        let cores = self.tasks.get(task).map_or(&[][..], |task| &task.cores);
-        let numbers: usize = cores.iter().map(|core| core.m.len() + core.n.len()).sum();
+        let numbers: usize = task
+            .cores
+            .iter()
+            .map(|core| core.m.len() + core.n.len())
+            .sum();
         head + 4 * numbers
+    }
+
+    /// The id that the next task gets.
+    pub fn next_task(&self) -> TaskId {
+        self.tasks
+            .last()
+            .map_or(0, |task| task.id.saturating_add(1))
     }
 
     /// The id of a class name, if it is known.

@@ -67,6 +67,45 @@ impl Report for LearnReport {
     }
 }
 
+/// `forget`.
+#[derive(Debug, Clone, Serialize)]
+pub struct ForgetReport {
+    /// Names that are no longer known.
+    pub classes: Vec<String>,
+    /// Names that the forgotten task taught and that other tasks still know.
+    pub still_known: Vec<String>,
+    /// Numbers of the tasks that nothing is left of.
+    pub tasks: Vec<u64>,
+    /// Images whose features left the statistics.
+    pub images: u64,
+    /// Size of the state file.
+    pub state_bytes: u64,
+}
+
+impl Report for ForgetReport {
+    fn describe(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(
+            out,
+            "forgot {} ({})",
+            count(self.classes.len(), "class", "classes"),
+            match self.images {
+                1 => "1 image".to_owned(),
+                images => format!("{images} images"),
+            }
+        )?;
+        let numbers: Vec<String> = self.tasks.iter().map(u64::to_string).collect();
+        let rows = [
+            ("classes", self.classes.join(", ")),
+            ("still known from other tasks", self.still_known.join(", ")),
+            ("tasks", numbers.join(", ")),
+            ("state file", size(self.state_bytes)),
+        ];
+        rows.iter()
+            .filter(|(_, value)| !value.is_empty())
+            .try_for_each(|(name, value)| writeln!(out, "  {name:<30}{value}"))
+    }
+}
+
 /// `state show`.
 #[derive(Debug, Clone, Serialize)]
 pub struct StateReport {
@@ -85,8 +124,8 @@ pub struct StateReport {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct TaskSummary {
-    /// From 1, in the order of learning.
-    pub task: usize,
+    /// From 1, in the order of learning; the number of a forgotten task stays free.
+    pub task: u64,
     pub name: String,
     pub classes: Vec<String>,
     pub images: usize,
@@ -135,7 +174,7 @@ impl Report for StateReport {
 
 #[cfg(test)]
 mod tests {
-    use super::super::shown::fields;
+    use super::super::shown::{fields, text};
     use super::*;
 
     fn learned(skipped: usize) -> LearnReport {
@@ -169,6 +208,27 @@ mod tests {
         ];
         expected.sort_unstable();
         assert_eq!(fields(&learned(0)), expected);
+    }
+
+    #[test]
+    fn forget_answers_with_the_fields_of_the_contract() {
+        let report = ForgetReport {
+            classes: vec!["robin".into()],
+            still_known: Vec::new(),
+            tasks: vec![2],
+            images: 12,
+            state_bytes: 1_700_000,
+        };
+        assert_eq!(
+            fields(&report),
+            ["classes", "images", "state_bytes", "still_known", "tasks"]
+        );
+        let told = text(&report);
+        assert!(
+            told.contains("12 images") && told.contains("robin"),
+            "{told}"
+        );
+        assert!(!told.contains("still known"), "{told}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod learned;
 mod model;
 mod named;
 
-pub use learned::{LearnReport, StateReport, TaskSummary};
+pub use learned::{ForgetReport, LearnReport, StateReport, TaskSummary};
 pub use model::{ModelCheckReport, ModelGetReport, ModelVerdict};
 pub use named::{Answer, Candidate, ClassScore, ClassifiedImage, ClassifyReport, ScoreReport};
 
