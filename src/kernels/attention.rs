@@ -4,6 +4,10 @@
 
 use super::matmul::{MatMut, MatRef, matmul};
 use super::softmax::{softmax_backward, softmax_forward};
+use super::threads;
+
+/// Fewest queries that are worth another thread.
+const SHARED_QUERIES: usize = 16;
 
 /// Sizes of one image's attention; the width D is `heads * head_dim`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,22 +81,45 @@ pub fn attention_forward(
     out: &mut [f32],
     scratch: &mut [f32],
 ) {
+    let rows = shape.tokens * shape.dim();
+    let scratch = &mut scratch[..shape.forward_scratch()];
+    forward_rows(shape, qkv, 0, &mut out[..rows], scratch, threads::at_hand());
+}
+
+/// Attention of the queries that `out` `[rows, D]` holds, the first of them `first`.
+fn forward_rows(
+    shape: &AttentionShape,
+    qkv: &[f32],
+    first: usize,
+    out: &mut [f32],
+    scratch: &mut [f32],
+    threads: usize,
+) {
     let (dim, tokens) = (shape.dim(), shape.tokens);
+    let rows = out.len() / dim;
+    let tile = scratch.len() / tokens;
+    if threads > 1 && rows >= 2 * SHARED_QUERIES && tile > 1 {
+        let left = threads / 2;
+        let middle = rows * left / threads;
+        let (out1, out2) = out.split_at_mut(middle * dim);
+        let (scratch1, scratch2) = scratch.split_at_mut((tile * left / threads).max(1) * tokens);
+        rayon::join(
+            || forward_rows(shape, qkv, first, out1, scratch1, left),
+            || forward_rows(shape, qkv, first + middle, out2, scratch2, threads - left),
+        );
+        return;
+    }
     for column in (0..dim).step_by(shape.head_dim) {
         let k = shape.rows(qkv, 3 * dim, dim + column, (0, tokens));
         let v = shape.rows(qkv, 3 * dim, 2 * dim + column, (0, tokens));
-        for tile in shape.tiles() {
-            let q = shape.rows(qkv, 3 * dim, column, tile);
-            let p = &mut scratch[..tile.1 * tokens];
-            matmul(shape.scale(), q, k.t(), 0.0, MatMut::new(p, tile.1, tokens));
+        for start in (0..rows).step_by(tile) {
+            let n = tile.min(rows - start);
+            let q = shape.rows(qkv, 3 * dim, column, (first + start, n));
+            let p = &mut scratch[..n * tokens];
+            matmul(shape.scale(), q, k.t(), 0.0, MatMut::new(p, n, tokens));
             softmax_forward(p, tokens);
-            let out = MatMut::strided(
-                &mut out[tile.0 * dim + column..],
-                tile.1,
-                shape.head_dim,
-                dim,
-            );
-            matmul(1.0, MatRef::new(p, tile.1, tokens), v, 0.0, out);
+            let out = MatMut::strided(&mut out[start * dim + column..], n, shape.head_dim, dim);
+            matmul(1.0, MatRef::new(p, n, tokens), v, 0.0, out);
         }
     }
 }

@@ -4,10 +4,11 @@ use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use super::exp::exp;
 use super::simd::{Kernel, Level, map_lanes, map_lanes_with, mul_add};
+use super::threads;
 
 /// `x = x Phi(x)` with the exact normal distribution function; absolute error below 1e-6.
 pub fn gelu_forward(x: &mut [f32]) {
-    Level::detected().run(Forward { x, form: Exact });
+    forward(x, Exact);
 }
 
 /// `d = d (Phi(x) + x phi(x))`: x is the input of [`gelu_forward`], d its output's gradient and
@@ -17,12 +18,12 @@ pub fn gelu_forward(x: &mut [f32]) {
 /// When the lengths differ.
 pub fn gelu_backward(x: &[f32], d: &mut [f32]) {
     assert_eq!(x.len(), d.len(), "GELU input and gradient differ in length");
-    Level::detected().run(Backward { x, d, form: Exact });
+    backward(x, d, Exact);
 }
 
 /// `x = x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
 pub fn gelu_tanh_forward(x: &mut [f32]) {
-    Level::detected().run(Forward { x, form: Tanh });
+    forward(x, Tanh);
 }
 
 /// The backward pass of [`gelu_tanh_forward`], with the arguments of [`gelu_backward`].
@@ -31,15 +32,32 @@ pub fn gelu_tanh_forward(x: &mut [f32]) {
 /// When the lengths differ.
 pub fn gelu_tanh_backward(x: &[f32], d: &mut [f32]) {
     assert_eq!(x.len(), d.len(), "GELU input and gradient differ in length");
-    Level::detected().run(Backward { x, d, form: Tanh });
+    backward(x, d, Tanh);
+}
+
+/// Fewest elements that are worth another thread.
+const SHARED: usize = 16 << 10;
+
+fn forward<F: Form>(x: &mut [f32], form: F) {
+    threads::share(x, SHARED, &|_, x| {
+        Level::detected().run(Forward { x, form })
+    });
+}
+
+fn backward<F: Form>(x: &[f32], d: &mut [f32], form: F) {
+    threads::share(d, SHARED, &|first, d| {
+        let x = &x[first..first + d.len()];
+        Level::detected().run(Backward { x, d, form });
+    });
 }
 
 /// A form of GELU, `x s(x)`: the factor `s` and the derivative `s + x s'`.
-trait Form {
+trait Form: Copy + Sync {
     fn factor<const FUSED: bool>(&self, x: f32) -> f32;
     fn derivative<const FUSED: bool>(&self, x: f32) -> f32;
 }
 
+#[derive(Clone, Copy)]
 struct Exact;
 
 impl Exact {
@@ -83,6 +101,7 @@ impl Form for Exact {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Tanh;
 
 impl Tanh {

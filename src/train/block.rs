@@ -10,20 +10,19 @@
 //! [`buffers`].
 
 mod adapter;
-mod linear;
 mod scratch;
 
 pub use adapter::{Adapter, AdapterGrad, Adapters};
 pub use scratch::{Buffer, buffers, forward_buffers, forward_scratch_len, scratch_len};
 
 use adapter::{adapter_backward, adapter_forward};
-use linear::{add_bias, linear, product};
 use scratch::carve;
 
 use std::ops::Range;
 
 use crate::kernels::attention::{AttentionShape, attention_backward, attention_forward};
 use crate::kernels::gelu::{gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward};
+use crate::kernels::linear::{add_bias, linear, product};
 use crate::kernels::matmul::{MatMut, MatRef};
 use crate::kernels::norm::{layer_norm_backward, layer_norm_forward};
 use crate::vit::{Activation, BlockWeights};

@@ -2,7 +2,9 @@
 
 use super::Kernel;
 use crate::kernels::matmul::{MatMut, MatRef};
+use crate::kernels::threads;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// One register tile of C and the strips of A and B it is the product of.
 ///
@@ -41,6 +43,9 @@ const PANEL: usize = 512 * 32;
 /// not hide its latency.
 const STREAMED_SIZE: usize = 256 * 384;
 const STREAMED_ROWS: usize = 160;
+
+/// Fewest multiply-adds that pay for waking another thread: some tens of microseconds.
+const SHARED_PRODUCTS: usize = 4 << 20;
 
 #[repr(align(64))]
 struct Panel(MaybeUninit<[f32; PANEL]>);
@@ -86,32 +91,101 @@ impl Kernel {
         } else {
             self.depth
         };
+        let job = Job {
+            kernel: self,
+            depth,
+            rows: a.rows,
+            inner: a.cols,
+            a: a.data.as_ptr(),
+            a_row: a.row_stride,
+            a_col: a.col_stride,
+            b: b.data.as_ptr(),
+            b_row: b.row_stride,
+            b_col: b.col_stride,
+            c: c.data.as_mut_ptr(),
+            c_row: c.row_stride,
+            alpha,
+            beta,
+        };
+        let threads = if a.rows * a.cols * b.cols < SHARED_PRODUCTS {
+            1
+        } else {
+            threads::at_hand()
+        };
+        // SAFETY: the views hold their last element, so every element of the product; C is
+        // borrowed exclusively and cannot overlap A or B, and a kernel exists only where its
+        // instruction set does.
+        unsafe { job.columns(0..b.cols, threads) }
+    }
+}
+
+/// A whole product, of which threads take columns.
+#[derive(Clone, Copy)]
+struct Job<'k> {
+    kernel: &'k Kernel,
+    depth: usize,
+    rows: usize,
+    inner: usize,
+    a: *const f32,
+    a_row: usize,
+    a_col: usize,
+    b: *const f32,
+    b_row: usize,
+    b_col: usize,
+    c: *mut f32,
+    c_row: usize,
+    alpha: f32,
+    beta: f32,
+}
+
+// SAFETY: A and B are only read, and every thread writes columns of C that no other has.
+unsafe impl Sync for Job<'_> {}
+
+impl Job<'_> {
+    /// Computes some columns of C, halved between threads. An element is the sum of the same terms
+    /// in the same order however many threads there are.
+    ///
+    /// # Safety
+    /// The elements of A, of these columns of B and of C are in bounds; nothing else accesses C's.
+    unsafe fn columns(&self, columns: Range<usize>, threads: usize) {
+        let widest = self.kernel.lanes * self.kernel.vectors;
+        let panels = columns.len().div_ceil(widest);
+        if threads > 1 && panels > 1 {
+            let left = threads / 2;
+            let middle = columns.start + panels * left / threads * widest;
+            // SAFETY: as for this call; the two sides have no column in common.
+            rayon::join(
+                || unsafe { self.columns(columns.start..middle, left) },
+                || unsafe { self.columns(middle..columns.end, threads - left) },
+            );
+            return;
+        }
+        if columns.is_empty() {
+            return;
+        }
         let mut panel = Panel(MaybeUninit::uninit());
-        for (row, rows) in parts(a.rows, self.block_rows) {
-            for (p, depth) in parts(a.cols, depth) {
-                let beta = if p == 0 { beta } else { 1.0 };
-                // SAFETY: the views hold their last element, so every element of this block; C is
-                // borrowed exclusively and cannot overlap A or B.
-                let block = unsafe {
-                    Block {
-                        kernel: self,
+        for (row, rows) in parts(self.rows, self.kernel.block_rows) {
+            for (p, depth) in parts(self.inner, self.depth) {
+                // SAFETY: the contract of this function, for a block inside its elements.
+                unsafe {
+                    let block = Block {
+                        kernel: self.kernel,
                         rows,
                         depth,
-                        cols: b.cols,
-                        a: a.data.as_ptr().add(row * a.row_stride + p * a.col_stride),
-                        a_row: a.row_stride,
-                        a_col: a.col_stride,
-                        b: b.data.as_ptr().add(p * b.row_stride),
-                        b_row: b.row_stride,
-                        b_col: b.col_stride,
-                        c: c.data.as_mut_ptr().add(row * c.row_stride),
-                        c_row: c.row_stride,
-                        alpha,
-                        beta,
-                    }
-                };
-                // SAFETY: as above, and a kernel exists only where its instruction set does.
-                unsafe { block.multiply(panel.0.as_mut_ptr().cast()) }
+                        cols: columns.len(),
+                        a: self.a.add(row * self.a_row + p * self.a_col),
+                        a_row: self.a_row,
+                        a_col: self.a_col,
+                        b: self.b.add(p * self.b_row + columns.start * self.b_col),
+                        b_row: self.b_row,
+                        b_col: self.b_col,
+                        c: self.c.add(row * self.c_row + columns.start),
+                        c_row: self.c_row,
+                        alpha: self.alpha,
+                        beta: if p == 0 { self.beta } else { 1.0 },
+                    };
+                    block.multiply(panel.0.as_mut_ptr().cast());
+                }
             }
         }
     }

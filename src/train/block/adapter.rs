@@ -1,6 +1,6 @@
 //! The low-rank adapter of one projection.
 
-use super::linear::product;
+use crate::kernels::linear::product;
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 
 /// What is learned about one projection: it becomes `h W + bias + ((h A) C) B^T`.

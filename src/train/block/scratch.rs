@@ -11,7 +11,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    const fn new(name: &'static str, rows: usize, cols: usize) -> Self {
+    pub const fn new(name: &'static str, rows: usize, cols: usize) -> Self {
         Self { name, rows, cols }
     }
 

@@ -1,9 +1,9 @@
 //! Products of dense rows with a frozen weight matrix.
 
-use crate::kernels::matmul::{MatMut, MatRef, matmul};
+use super::matmul::{MatMut, MatRef, matmul};
 
 /// `y = x W + bias`: x `[rows, in]`, W `[in, out]`, bias `[out]`, y `[rows, out]`.
-pub(super) fn linear(x: &[f32], weight: MatRef<'_>, bias: &[f32], y: &mut [f32]) {
+pub fn linear(x: &[f32], weight: MatRef<'_>, bias: &[f32], y: &mut [f32]) {
     for row in y.chunks_exact_mut(bias.len()) {
         row.copy_from_slice(bias);
     }
@@ -11,7 +11,7 @@ pub(super) fn linear(x: &[f32], weight: MatRef<'_>, bias: &[f32], y: &mut [f32])
 }
 
 /// `y += bias` on every row: y `[rows, out]`, bias `[out]`.
-pub(super) fn add_bias(y: &mut [f32], bias: &[f32]) {
+pub fn add_bias(y: &mut [f32], bias: &[f32]) {
     for row in y.chunks_exact_mut(bias.len()) {
         for (y, bias) in row.iter_mut().zip(bias) {
             *y += bias;
@@ -22,7 +22,7 @@ pub(super) fn add_bias(y: &mut [f32], bias: &[f32]) {
 /// `y = x W + beta y`: x `[rows, in]`, W `[in, out]`, y `[rows, out]`.
 ///
 /// With the transpose of a layer's weight it carries that layer's gradient backward.
-pub(super) fn product(x: &[f32], weight: MatRef<'_>, beta: f32, y: &mut [f32]) {
+pub fn product(x: &[f32], weight: MatRef<'_>, beta: f32, y: &mut [f32]) {
     let (inner, out) = (weight.rows(), weight.cols());
     let rows = x.len() / inner;
     let x = MatRef::new(x, rows, inner);
