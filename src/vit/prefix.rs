@@ -2,21 +2,19 @@
 //!
 //! The graph is built block by block from the mapped weights rather than cut out of the original
 //! export, for two reasons: an export is fixed to one image size while a prefix is wanted at any
-//! multiple of the patch, and tract packs a block's matrices as it optimises, so that building one
-//! block at a time never holds more than one block of unpacked copies.
+//! multiple of the patch, and a constant in a graph is copied and packed, which would put the frozen
+//! blocks on the heap. The steps of a block are operators of ours that read the mapped file.
+
+mod step;
 
 use std::sync::Arc;
 
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::ops::change_axes::AxisOp;
-use tract_onnx::tract_core::ops::einsum::EinSum;
-use tract_onnx::tract_core::ops::nn::gelu_approximate::gelu_approximate;
-use tract_onnx::tract_core::ops::nn::gelu_exact::gelu_exact;
-use tract_onnx::tract_core::ops::nn::{Reduce, Reducer, RmsNorm, Softmax, SoftmaxKind};
-use tract_onnx::tract_core::ops::{array::Slice, math};
+use tract_onnx::tract_core::ops::math;
 
-use super::{Activation, BlockWeights, Geometry, NormWeights, Pixels, Weights, positions};
+use super::{Geometry, Pixels, Weights, positions};
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
+use step::{BlockStep, Part};
 
 /// tract could not build or run a block.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +77,7 @@ impl Prefix {
         let tokens = geometry.tokens(resolution);
         let blocks = (0..blocks)
             .map(|index| {
-                block(&geometry, &weights.block(index), tokens).map_err(|e| PrefixError::Block {
+                block(weights, index, tokens).map_err(|e| PrefixError::Block {
                     block: index,
                     reason: format!("{e:#}"),
                 })
@@ -171,139 +169,20 @@ pub fn check_resolution(geometry: &Geometry, resolution: Pixels) -> Result<(), P
     })
 }
 
-/// One pre-norm block as an optimised tract plan, `[tokens, D]` to `[tokens, D]`.
-fn block(
-    g: &Geometry,
-    w: &BlockWeights<'_>,
-    tokens: usize,
-) -> TractResult<Arc<TypedRunnableModel>> {
-    let mut graph = Wiring {
-        model: TypedModel::default(),
-        geometry: g,
-    };
-    let x = graph
-        .model
-        .add_source("tokens", f32::fact([tokens, g.dim]))?;
-    let attended = graph.attention(x, w)?;
-    let x = graph.node("attention_residual", math::add(), &[x, attended])?;
-    let mixed = graph.mlp(x, w)?;
-    let x = graph.node("mlp_residual", math::add(), &[x, mixed])?;
-    graph.model.select_output_outlets(&[x])?;
-    graph.model.into_optimized()?.into_runnable()
-}
-
-/// A block's graph while it is being wired.
-struct Wiring<'a> {
-    model: TypedModel,
-    geometry: &'a Geometry,
-}
-
-impl Wiring<'_> {
-    fn node(
-        &mut self,
-        name: &str,
-        op: impl Into<Box<dyn TypedOp>>,
-        inputs: &[OutletId],
-    ) -> TractResult<OutletId> {
-        Ok(self.model.wire_node(name, op, inputs)?[0])
-    }
-
-    fn constant(&mut self, name: &str, shape: &[usize], data: &[f32]) -> TractResult<OutletId> {
-        self.model.add_const(name, Tensor::from_shape(shape, data)?)
-    }
-
-    /// `x W + b`, `[tokens, in]` to `[tokens, out]`.
-    fn linear(
-        &mut self,
-        name: &str,
-        x: OutletId,
-        weight: &[f32],
-        bias: &[f32],
-    ) -> TractResult<OutletId> {
-        let outputs = bias.len();
-        let w = self.constant(
-            &format!("{name}.weight"),
-            &[weight.len() / outputs, outputs],
-            weight,
-        )?;
-        let b = self.constant(&format!("{name}.bias"), &[1, outputs], bias)?;
-        let product = EinSum::new("td,de->te".parse()?, f32::datum_type());
-        let y = self.node(&format!("{name}.product"), product, &[x, w])?;
-        self.node(name, math::add(), &[y, b])
-    }
-
-    /// LayerNorm over the last axis (Ba et al., arXiv 1607.06450).
-    fn norm(&mut self, name: &str, x: OutletId, w: &NormWeights<'_>) -> TractResult<OutletId> {
-        let d = self.geometry.dim;
-        let part = |suffix: &str| format!("{name}.{suffix}");
-        let sum = Reduce {
-            axes: tvec![1],
-            reducer: Reducer::Sum,
-        };
-        let sum = self.node(&part("sum"), sum, &[x])?;
-        let scale = self.constant(&part("inverse_dim"), &[1, 1], &[1.0 / d as f32])?;
-        let mean = self.node(&part("mean"), math::mul(), &[sum, scale])?;
-        let centred = self.node(&part("centred"), math::sub(), &[x, mean])?;
-        let rms = RmsNorm {
-            axis: 1,
-            eps: Arc::new(tensor0(self.geometry.norm_eps)),
-        };
-        let unit = self.node(&part("unit"), rms, &[centred])?;
-        let gain = self.constant(&part("gain"), &[1, d], w.gain)?;
-        let bias = self.constant(&part("bias"), &[1, d], w.bias)?;
-        let scaled = self.node(&part("scaled"), math::mul(), &[unit, gain])?;
-        self.node(name, math::add(), &[scaled, bias])
-    }
-
-    /// Multi-head self-attention (Vaswani et al., arXiv 1706.03762, section 3.2).
-    fn attention(&mut self, x: OutletId, w: &BlockWeights<'_>) -> TractResult<OutletId> {
-        let (d, heads) = (self.geometry.dim, self.geometry.heads);
-        let head_dim = self.geometry.head_dim();
-        let h = self.norm("norm1", x, &w.norm1)?;
-        let qkv = self.linear("qkv", h, w.qkv_weight, w.qkv_bias)?;
-        let mut heads_of = |name: &str, third: usize| -> TractResult<OutletId> {
-            let slice = Slice::new(1, third * d, (third + 1) * d);
-            let columns = self.node(&format!("{name}.columns"), slice, &[qkv])?;
-            let split = AxisOp::Reshape(
-                1,
-                tvec![d.to_dim()],
-                tvec![heads.to_dim(), head_dim.to_dim()],
-            );
-            self.node(name, split, &[columns])
-        };
-        let (q, k, v) = (
-            heads_of("query", 0)?,
-            heads_of("key", 1)?,
-            heads_of("value", 2)?,
-        );
-        let scores = EinSum::new("qhd,khd->hqk".parse()?, f32::datum_type());
-        let scores = self.node("scores", scores, &[q, k])?;
-        let scale = self.constant("scale", &[1, 1, 1], &[(head_dim as f32).sqrt().recip()])?;
-        let scores = self.node("scaled_scores", math::mul(), &[scores, scale])?;
-        let softmax = Softmax {
-            axes: tvec![2],
-            quant_output_dt: None,
-            kind: SoftmaxKind::Softmax,
-        };
-        let probabilities = self.node("probabilities", softmax, &[scores])?;
-        let mix = EinSum::new("hqk,khd->qhd".parse()?, f32::datum_type());
-        let mixed = self.node("mixed", mix, &[probabilities, v])?;
-        let join = AxisOp::Reshape(
-            1,
-            tvec![heads.to_dim(), head_dim.to_dim()],
-            tvec![d.to_dim()],
-        );
-        let joined = self.node("joined", join, &[mixed])?;
-        self.linear("projection", joined, w.proj_weight, w.proj_bias)
-    }
-
-    fn mlp(&mut self, x: OutletId, w: &BlockWeights<'_>) -> TractResult<OutletId> {
-        let h = self.norm("norm2", x, &w.norm2)?;
-        let u = self.linear("fc1", h, w.fc1_weight, w.fc1_bias)?;
-        let g = match self.geometry.activation {
-            Activation::Gelu => self.node("gelu", gelu_exact(), &[u])?,
-            Activation::GeluTanh => self.node("gelu", gelu_approximate(false), &[u])?,
-        };
-        self.linear("fc2", g, w.fc2_weight, w.fc2_bias)
-    }
+/// One pre-norm block as a tract plan, `[tokens, D]` to `[tokens, D]`.
+fn block(weights: &Weights, index: usize, tokens: usize) -> TractResult<Arc<TypedRunnableModel>> {
+    let mut graph = TypedModel::default();
+    let step = |part| BlockStep::new(weights, index, part);
+    let d = weights.geometry().dim;
+    let x = graph.add_source("tokens", f32::fact([tokens, d]))?;
+    let h = graph.wire_node("norm1", step(Part::Norm1), &[x])?[0];
+    let qkv = graph.wire_node("query_key_value", step(Part::QueryKeyValue), &[h])?[0];
+    let mixed = graph.wire_node("attention", step(Part::Attention), &[qkv])?[0];
+    let attended = graph.wire_node("projection", step(Part::Projection), &[mixed])?[0];
+    let x = graph.wire_node("attention_residual", math::add(), &[x, attended])?[0];
+    let h = graph.wire_node("norm2", step(Part::Norm2), &[x])?[0];
+    let mixed = graph.wire_node("mlp", step(Part::Mlp), &[h])?[0];
+    let x = graph.wire_node("mlp_residual", math::add(), &[x, mixed])?[0];
+    graph.select_output_outlets(&[x])?;
+    graph.into_optimized()?.into_runnable()
 }

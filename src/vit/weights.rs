@@ -10,6 +10,7 @@ use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
@@ -162,8 +163,12 @@ struct Header {
     hash: ContentHash,
 }
 
-/// A model file, mapped read-only. Pages are clean and shared between processes.
-pub struct Weights {
+/// A model file, mapped read-only. Pages are clean and shared between processes; a clone is another
+/// handle on the same mapping.
+#[derive(Clone)]
+pub struct Weights(Arc<Mapped>);
+
+struct Mapped {
     path: PathBuf,
     map: Mmap,
     header: Header,
@@ -174,9 +179,9 @@ pub struct Weights {
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Weights")
-            .field("path", &self.path)
-            .field("geometry", &self.header.geometry)
-            .field("hash", &self.header.hash)
+            .field("path", &self.0.path)
+            .field("geometry", &self.0.header.geometry)
+            .field("hash", &self.0.header.hash)
             .finish_non_exhaustive()
     }
 }
@@ -234,29 +239,34 @@ impl Weights {
                 format!("it has {} bytes and needs {end}", map.len()),
             ));
         }
-        Ok(Self {
+        Ok(Self(Arc::new(Mapped {
             path: path.to_owned(),
             map,
             header,
             tensors,
-        })
+        })))
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
+    }
+
+    /// Whether `other` is a handle on the same mapping.
+    pub fn same_file(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub fn geometry(&self) -> &Geometry {
-        &self.header.geometry
+        &self.0.header.geometry
     }
 
     pub fn preprocessing(&self) -> &Preprocessing {
-        &self.header.preprocessing
+        &self.0.header.preprocessing
     }
 
     /// The identity that a state file records.
     pub fn hash(&self) -> ContentHash {
-        self.header.hash
+        self.0.header.hash
     }
 
     pub fn embedding(&self) -> EmbeddingWeights<'_> {
@@ -274,7 +284,7 @@ impl Weights {
     /// # Panics
     /// When `index` is not below the depth.
     pub fn block(&self, index: usize) -> BlockWeights<'_> {
-        assert!(index < self.header.geometry.depth, "block out of range");
+        assert!(index < self.0.header.geometry.depth, "block out of range");
         let first = EMBEDDING_TENSORS + index * BLOCK_TENSORS;
         let at = |k: usize| self.tensor(first + k);
         BlockWeights {
@@ -299,7 +309,7 @@ impl Weights {
 
     /// The norm behind the last block.
     pub fn final_norm(&self) -> NormWeights<'_> {
-        let first = self.tensors.len() - 2;
+        let first = self.0.tensors.len() - 2;
         NormWeights {
             gain: self.tensor(first),
             bias: self.tensor(first + 1),
@@ -307,7 +317,7 @@ impl Weights {
     }
 
     fn tensor(&self, index: usize) -> &[f32] {
-        let bytes = &self.map[self.tensors[index].clone()];
+        let bytes = &self.0.map[self.0.tensors[index].clone()];
         // SAFETY: mappings are page-aligned and every tensor starts on a 64-byte boundary within
         // one, so the pointer is aligned for f32; any bit pattern is a valid f32; the length is a
         // multiple of four by construction and was checked against the mapping in `open`.
