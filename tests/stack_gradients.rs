@@ -5,7 +5,7 @@ use std::path::Path;
 
 use fledge::adapt::{Adapters, Projection};
 use fledge::train::frozen;
-use fledge::train::stack::{Phase, Stack, StackShape};
+use fledge::train::stack::{Phase, Precision, Stack, StackShape};
 use fledge::vit::{Prefix, Preprocessing, Weights, import, reference};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -36,6 +36,8 @@ fn shape(weights: &Weights, prompts: usize) -> StackShape {
         mlp_rows: usize::MAX,
         mlp_columns: usize::MAX,
         attention_rows: usize::MAX,
+        checkpoint_every: 1,
+        checkpoints: Precision::F32,
         geometry,
     }
 }
@@ -113,6 +115,73 @@ fn every_kind_of_gradient_matches_central_differences() {
                 "{phase:?} {index}: {} and {slope}",
                 gradient[index]
             );
+        }
+    }
+}
+
+/// Gradients of a batch with everything kept, and with another plan.
+fn gradient_with(shape: &StackShape, phase: Phase) -> Vec<f32> {
+    let (_folder, weights) = small_vit();
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let adapters = adapters(shape, &mut rng);
+    let n = 2 * shape.cached_tokens * shape.geometry.dim;
+    let tokens: Vec<f32> = (0..n).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let direction: Vec<f32> = (0..2 * shape.features())
+        .map(|_| rng.random_range(-1.0..1.0))
+        .collect();
+    let mut gradient = vec![0.0; shape.gradient_len(&adapters, phase)];
+    let mut stack = Stack::new(&weights, shape.clone());
+    let per_image = n / 2;
+    let width = shape.features();
+    for first in (0..2).step_by(shape.images) {
+        for slot in 0..shape.images {
+            let at = (first + slot) * per_image;
+            stack
+                .input(slot)
+                .copy_from_slice(&tokens[at..at + per_image]);
+        }
+        let mut features = vec![0.0; shape.images * width];
+        stack.forward(&adapters, shape.images, &mut features);
+        let direction = &direction[first * width..(first + shape.images) * width];
+        stack.backward(&adapters, phase, shape.images, direction, &mut gradient);
+    }
+    gradient
+}
+
+fn relative_difference(a: &[f32], b: &[f32]) -> f32 {
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|v| v * v).sum::<f32>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())
+}
+
+#[test]
+fn the_gradient_of_every_plan_is_that_of_the_untiled_step() {
+    let (_folder, weights) = small_vit();
+    let untiled = shape(&weights, 2);
+    for phase in [Phase::Bases, Phase::Cores] {
+        let expected = gradient_with(&untiled, phase);
+        for checkpoint_every in 1..=untiled.blocks.len() + 1 {
+            for (images, mlp_rows, mlp_columns, attention_rows) in [
+                (2, usize::MAX, usize::MAX, usize::MAX),
+                (1, 3, 7, 2),
+                (2, 5, usize::MAX, 1),
+            ] {
+                let plan = StackShape {
+                    images,
+                    mlp_rows,
+                    mlp_columns,
+                    attention_rows,
+                    checkpoint_every,
+                    ..untiled.clone()
+                };
+                let off = relative_difference(&gradient_with(&plan, phase), &expected);
+                assert!(off < 1e-4, "{plan:?}: {off}");
+                let plan = StackShape {
+                    checkpoints: Precision::Bf16,
+                    ..plan
+                };
+                let off = relative_difference(&gradient_with(&plan, phase), &expected);
+                assert!(off < 3e-2, "{plan:?}: {off}");
+            }
         }
     }
 }

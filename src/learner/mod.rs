@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::adapt::{Adapters, Projection};
 use crate::head::{Calibration, Layout, Statistics};
 use crate::state::{Forget, ForgetError, Forgotten, Knowledge, ModelIdentity};
-use crate::train::stack::StackShape;
+use crate::train::stack::{Precision, StackShape};
 use crate::vit::{ContentHash, Pixels, PrefixError, Weights, check_resolution};
 
 pub use encode::{EncodeError, Encoder};
@@ -245,6 +245,8 @@ impl Learner {
             mlp_rows: usize::MAX,
             mlp_columns: usize::MAX,
             attention_rows: usize::MAX,
+            checkpoint_every: 1,
+            checkpoints: Precision::F32,
             geometry,
         }
     }

@@ -1,13 +1,17 @@
 //! The adapted blocks, one behind the other: cached tokens up to features, and the gradient of the
 //! features back down to adapters and prompts.
 //!
-//! A stack is single-threaded and owns its buffers, so that one a worker thread runs without
-//! sharing and without allocating. Only the input of each block is kept between forward and
-//! backward; a block recomputes the rest (gradient checkpointing, Chen et al., arXiv 1604.06174).
+//! A stack owns one arena and carves every buffer from it, so that a worker runs without sharing and
+//! without allocating. The inputs of every n-th block are kept between forward and backward; the
+//! inputs between them and everything inside a block are computed again (gradient checkpointing,
+//! Chen et al., arXiv 1604.06174).
 
 use std::ops::Range;
 
-use super::block::{self, AdapterGrad, BlockShape, Gradients};
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+
+use super::block::{self, AdapterGrad, BlockShape, Buffer, Gradients};
 use crate::adapt::Adapters;
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 use crate::kernels::pool::{pool, pool_backward};
@@ -44,6 +48,20 @@ pub struct StackShape {
     pub mlp_columns: usize,
     /// Query rows of an attention head that are worked on together.
     pub attention_rows: usize,
+    /// Blocks between two inputs that are kept for the backward pass; 1 keeps all.
+    pub checkpoint_every: usize,
+    /// How kept inputs are stored.
+    pub checkpoints: Precision,
+}
+
+/// How a number that is only kept for later is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// As it was computed.
+    F32,
+    /// Half the bytes, 8 bits of mantissa. What is computed behind a checkpoint sees the rounded
+    /// numbers in the forward pass too, so that the gradient is that of what was computed.
+    Bf16,
 }
 
 impl StackShape {
@@ -78,8 +96,49 @@ impl StackShape {
         }
     }
 
-    fn stream(&self) -> usize {
-        self.images * self.tokens() * self.geometry.dim
+    /// Inputs that are kept between forward and backward.
+    fn kept(&self) -> usize {
+        self.blocks.len().div_ceil(self.interval())
+    }
+
+    fn interval(&self) -> usize {
+        self.checkpoint_every.clamp(1, self.blocks.len().max(1))
+    }
+
+    /// What a stack carves from its arena, in the order it lies there, and what of it is stored as
+    /// bf16 instead of f32.
+    pub fn buffers(&self) -> ([Buffer; 6], Option<Buffer>) {
+        let (rows, dim) = (self.images * self.tokens(), self.geometry.dim);
+        let kept = Buffer::new("kept block inputs", self.kept() * rows, dim);
+        // In bf16 the input of a segment's first block has to be widened somewhere.
+        let (wide, narrow, between) = match self.checkpoints {
+            Precision::F32 => (kept, None, self.interval() - 1),
+            Precision::Bf16 => (
+                Buffer::new("kept block inputs", 0, dim),
+                Some(kept),
+                self.interval(),
+            ),
+        };
+        let scratch = block::scratch_len(&self.block(self.images));
+        let buffers = [
+            wide,
+            Buffer::new("block inputs between those kept", between * rows, dim),
+            Buffer::new("last block's output", rows, dim),
+            Buffer::new("gradient of the stream", rows, dim),
+            Buffer::new("adapter inputs", 3 * rows, self.rank),
+            Buffer::new("inside a block", 1, scratch),
+        ];
+        (buffers, narrow)
+    }
+
+    /// Where the buffers lie in the arena.
+    fn places(&self) -> [Range<usize>; 6] {
+        let mut end = 0;
+        self.buffers().0.map(|buffer| {
+            let start = end;
+            end += buffer.len();
+            start..end
+        })
     }
 
     /// Numbers of floats in a gradient buffer: A and B, or C, of each site, then the prompts.
@@ -100,21 +159,19 @@ fn site_gradient_len(adapters: &Adapters, phase: Phase) -> usize {
 pub struct Stack<'w> {
     weights: &'w Weights,
     shape: StackShape,
-    /// Input of each block and output of the last, each `[images, T, D]`.
-    streams: Vec<Vec<f32>>,
-    /// Gradient of the stream, `[images, T, D]`.
-    d_stream: Vec<f32>,
-    scratch: Vec<f32>,
+    arena: Vec<f32>,
+    /// Kept inputs when they are stored as bf16.
+    narrow: Vec<bf16>,
 }
 
 impl<'w> Stack<'w> {
     /// Allocates every buffer the stack will ever use.
     pub fn new(weights: &'w Weights, shape: StackShape) -> Self {
+        let (buffers, narrow) = shape.buffers();
         Self {
             weights,
-            streams: vec![vec![0.0; shape.stream()]; shape.blocks.len() + 1],
-            d_stream: vec![0.0; shape.stream()],
-            scratch: vec![0.0; block::scratch_len(&shape.block(shape.images))],
+            arena: vec![0.0; buffers.iter().map(Buffer::len).sum()],
+            narrow: vec![bf16::ZERO; narrow.as_ref().map_or(0, Buffer::len)],
             shape,
         }
     }
@@ -127,9 +184,66 @@ impl<'w> Stack<'w> {
     /// caller writes them here, then calls [`Stack::forward`].
     pub fn input(&mut self, index: usize) -> &mut [f32] {
         let (d, tokens) = (self.shape.geometry.dim, self.shape.tokens());
-        let start = index * tokens * d;
+        let start = self.input_of(0, 0).start + index * tokens * d;
         // Right-aligned: `forward` moves the class token in front of the prompts.
-        &mut self.streams[0][start + self.shape.prompts * d..start + tokens * d]
+        &mut self.arena[start + self.shape.prompts * d..start + tokens * d]
+    }
+
+    fn per_image(&self) -> usize {
+        self.shape.tokens() * self.shape.geometry.dim
+    }
+
+    /// Where the input of the block at `level` lies, the first `length` floats of it.
+    fn input_of(&self, level: usize, length: usize) -> Range<usize> {
+        let [kept, between, ..] = self.shape.places();
+        let (interval, stream) = (self.shape.interval(), self.shape.images * self.per_image());
+        let (within, segment) = (level % interval, level / interval);
+        let start = match (self.shape.checkpoints, within) {
+            (Precision::F32, 0) => kept.start + segment * stream,
+            (Precision::F32, _) => between.start + (within - 1) * stream,
+            (Precision::Bf16, _) => between.start + within * stream,
+        };
+        start..start + length
+    }
+
+    /// Where the output of the block at `level` is read: the next block's input, or the last output.
+    fn output_of(&self, level: usize, length: usize) -> Range<usize> {
+        let ends_segment = (level + 1).is_multiple_of(self.shape.interval());
+        let is_last = level + 1 == self.shape.blocks.len();
+        if is_last || (ends_segment && self.shape.checkpoints == Precision::Bf16) {
+            let top = self.shape.places()[2].start;
+            return top..top + length;
+        }
+        self.input_of(level + 1, length)
+    }
+
+    /// Keeps the input of a segment's first block in bf16 and widens it again.
+    fn narrow_input(&mut self, level: usize, length: usize) {
+        let from = self.input_of(level, length);
+        let at = level / self.shape.interval() * self.shape.images * self.per_image();
+        let narrow = &mut self.narrow[at..at + length];
+        narrow.convert_from_f32_slice(&self.arena[from.clone()]);
+        narrow.convert_to_f32_slice(&mut self.arena[from]);
+    }
+
+    /// Runs the block at `level` from its input to its output.
+    fn run_block(&mut self, adapters: &Adapters, level: usize, images: usize) {
+        let length = images * self.per_image();
+        let index = self.shape.blocks.start + level;
+        let places = [
+            self.input_of(level, length),
+            self.output_of(level, length),
+            self.shape.places()[5].clone(),
+        ];
+        let [input, output, scratch] = disjoint(&mut self.arena, places);
+        block::forward(
+            &self.shape.block(images),
+            &self.weights.block(index),
+            &adapters.of_block(index),
+            input,
+            output,
+            scratch,
+        );
     }
 
     /// Runs `images` images, whose tokens were written through [`Stack::input`], and writes the
@@ -138,60 +252,130 @@ impl<'w> Stack<'w> {
     /// # Panics
     /// When `images` exceeds the shape's, or `features` has another length.
     pub fn forward(&mut self, adapters: &Adapters, images: usize, features: &mut [f32]) {
-        let shape = &self.shape;
-        assert!(images <= shape.images, "more images than the stack holds");
-        assert_eq!(features.len(), images * shape.features());
-        let (d, per_image) = (shape.geometry.dim, shape.tokens() * shape.geometry.dim);
+        self.run(adapters, images, features, None);
+    }
+
+    /// Runs as [`Stack::forward`] does and adds `z z^T` of every token to `gram`, `[r, r]` a site,
+    /// where `z = A^T h` is what a site's core sees.
+    ///
+    /// # Panics
+    /// As [`Stack::forward`], or when `gram` has another length.
+    pub fn forward_with_gram(
+        &mut self,
+        adapters: &Adapters,
+        images: usize,
+        features: &mut [f32],
+        gram: &mut [f32],
+    ) {
+        self.run(adapters, images, features, Some(gram));
+    }
+
+    fn run(
+        &mut self,
+        adapters: &Adapters,
+        images: usize,
+        features: &mut [f32],
+        mut gram: Option<&mut [f32]>,
+    ) {
+        let (d, prompts, width) = (
+            self.shape.geometry.dim,
+            self.shape.prompts,
+            self.shape.features(),
+        );
+        let first_patch = self.shape.first_patch();
+        assert!(
+            images <= self.shape.images,
+            "more images than the stack holds"
+        );
+        assert_eq!(features.len(), images * width);
+        let per_image = self.per_image();
         let length = images * per_image;
-        for stream in self.streams[0][..length].chunks_exact_mut(per_image) {
-            stream.copy_within(shape.prompts * d..(shape.prompts + 1) * d, 0);
-            stream[d..(shape.prompts + 1) * d].copy_from_slice(&adapters.prompts);
+        let input = self.input_of(0, length);
+        for stream in self.arena[input].chunks_exact_mut(per_image) {
+            stream.copy_within(prompts * d..(prompts + 1) * d, 0);
+            stream[d..(prompts + 1) * d].copy_from_slice(&adapters.prompts);
         }
-        let block_shape = shape.block(images);
-        for (level, index) in shape.blocks.clone().enumerate() {
-            let (below, above) = self.streams.split_at_mut(level + 1);
-            let output = &mut above[0][..length];
-            block::forward(
-                &block_shape,
-                &self.weights.block(index),
-                &adapters.of_block(index),
-                &below[level][..length],
-                output,
-                &mut self.scratch,
-            );
-            if let Some(slot) = shape.taps.iter().position(|&tap| tap == index + 1) {
-                let rows = features.chunks_exact_mut(shape.features());
+        let mut site = 0;
+        for level in 0..self.shape.blocks.len() {
+            if self.shape.checkpoints == Precision::Bf16
+                && level.is_multiple_of(self.shape.interval())
+            {
+                if level > 0 {
+                    let above = self.output_of(level - 1, length);
+                    let input = self.input_of(level, length);
+                    self.arena.copy_within(above, input.start);
+                }
+                self.narrow_input(level, length);
+            }
+            if let Some(gram) = gram.as_deref_mut() {
+                site += self.add_gram(adapters, level, images, site, gram);
+            }
+            self.run_block(adapters, level, images);
+            let tap = self.shape.blocks.start + level + 1;
+            if let Some(slot) = self.shape.taps.iter().position(|&t| t == tap) {
+                let output = &self.arena[self.output_of(level, length)];
+                let rows = features.chunks_exact_mut(width);
                 for (stream, row) in output.chunks_exact(per_image).zip(rows) {
-                    let out = &mut row[2 * slot * d..2 * (slot + 1) * d];
-                    pool(stream, d, shape.first_patch(), out);
+                    pool(
+                        stream,
+                        d,
+                        first_patch,
+                        &mut row[2 * slot * d..2 * (slot + 1) * d],
+                    );
                 }
             }
         }
     }
 
-    /// Adds `z z^T` of every token of the last [`Stack::forward`] to `gram`, `[r, r]` a site, where
-    /// `z = A^T h` is what a site's core sees.
-    pub fn add_gram(&mut self, adapters: &Adapters, images: usize, gram: &mut [f32]) {
-        let shape = &self.shape;
-        let block_shape = shape.block(images);
-        let (r, rows) = (adapters.rank, images * shape.tokens());
-        let mut grams = gram.chunks_exact_mut(r * r);
-        for (level, index) in shape.blocks.clone().enumerate() {
-            let of_block = adapters.of_block(index);
-            let sites = of_block.iter().flatten().count();
-            let mut z = vec![0.0; sites * rows * r];
-            block::adapter_input(
-                &block_shape,
-                &self.weights.block(index),
-                &of_block,
-                &self.streams[level][..rows * shape.geometry.dim],
-                &mut z,
-                &mut self.scratch,
-            );
-            for (z, gram) in z.chunks_exact(rows * r).zip(&mut grams) {
-                let z = MatRef::new(z, rows, r);
-                matmul(1.0, z.t(), z, 1.0, MatMut::new(gram, r, r));
-            }
+    /// Adds the Gram matrices of one block's sites, of which the first is `site`; returns how many
+    /// there are.
+    fn add_gram(
+        &mut self,
+        adapters: &Adapters,
+        level: usize,
+        images: usize,
+        site: usize,
+        gram: &mut [f32],
+    ) -> usize {
+        let (r, rows) = (adapters.rank, images * self.shape.tokens());
+        let index = self.shape.blocks.start + level;
+        let of_block = adapters.of_block(index);
+        let sites = of_block.iter().flatten().count();
+        let [.., z, scratch] = self.shape.places();
+        let places = [
+            self.input_of(level, rows * self.shape.geometry.dim),
+            z.start..z.start + sites * rows * r,
+            scratch,
+        ];
+        let [input, z, scratch] = disjoint(&mut self.arena, places);
+        let (shape, weights) = (self.shape.block(images), self.weights.block(index));
+        block::adapter_input(&shape, &weights, &of_block, input, z, scratch);
+        let grams = gram[site * r * r..].chunks_exact_mut(r * r);
+        for (z, gram) in z.chunks_exact(rows * r).zip(grams) {
+            let z = MatRef::new(z, rows, r);
+            matmul(1.0, z.t(), z, 1.0, MatMut::new(gram, r, r));
+        }
+        sites
+    }
+
+    /// Brings back the inputs of a segment that the segments behind it have overwritten.
+    fn recompute(&mut self, adapters: &Adapters, segment: usize, images: usize) {
+        let (interval, depth) = (self.shape.interval(), self.shape.blocks.len());
+        let (first, next) = (segment * interval, (segment + 1) * interval);
+        if next >= depth {
+            return;
+        }
+        let length = images * self.per_image();
+        if self.shape.checkpoints == Precision::Bf16 {
+            let above = self.input_of(next, length);
+            let top = self.shape.places()[2].start;
+            self.arena.copy_within(above, top);
+            let at = segment * self.shape.images * self.per_image();
+            let input = self.input_of(first, length);
+            self.narrow[at..at + length].convert_to_f32_slice(&mut self.arena[input]);
+        }
+        for level in first..next - 1 {
+            self.run_block(adapters, level, images);
         }
     }
 
@@ -210,49 +394,73 @@ impl<'w> Stack<'w> {
         d_features: &[f32],
         gradient: &mut [f32],
     ) {
-        let shape = &self.shape;
-        assert_eq!(d_features.len(), images * shape.features());
-        assert_eq!(gradient.len(), shape.gradient_len(adapters, phase));
-        let (d, per_image) = (shape.geometry.dim, shape.tokens() * shape.geometry.dim);
+        let width = self.shape.features();
+        assert_eq!(d_features.len(), images * width);
+        assert_eq!(gradient.len(), self.shape.gradient_len(adapters, phase));
+        let (d, prompts, per_image) = (
+            self.shape.geometry.dim,
+            self.shape.prompts,
+            self.per_image(),
+        );
+        let (first_patch, interval) = (self.shape.first_patch(), self.shape.interval());
         let length = images * per_image;
-        let d_stream = &mut self.d_stream[..length];
-        d_stream.fill(0.0);
-        let block_shape = shape.block(images);
+        let [_, _, _, d_stream, _, scratch] = self.shape.places();
+        let d_stream = d_stream.start..d_stream.start + length;
+        self.arena[d_stream.clone()].fill(0.0);
         let (sites, d_prompts) =
             gradient.split_at_mut(adapters.sites.len() * site_gradient_len(adapters, phase));
-        for (level, index) in shape.blocks.clone().enumerate().rev() {
-            if let Some(slot) = shape.taps.iter().position(|&tap| tap == index + 1) {
-                let rows = d_features.chunks_exact(shape.features());
-                let streams = self.streams[level + 1][..length].chunks_exact(per_image);
+        for level in (0..self.shape.blocks.len()).rev() {
+            if (level + 1).is_multiple_of(interval) {
+                self.recompute(adapters, level / interval, images);
+            }
+            let index = self.shape.blocks.start + level;
+            if let Some(slot) = self.shape.taps.iter().position(|&tap| tap == index + 1) {
+                let places = [self.output_of(level, length), d_stream.clone()];
+                let [output, d_stream] = disjoint(&mut self.arena, places);
+                let streams = output.chunks_exact(per_image);
+                let rows = d_features.chunks_exact(width);
                 for ((stream, d_stream), row) in
                     streams.zip(d_stream.chunks_exact_mut(per_image)).zip(rows)
                 {
                     let d_pooled = &row[2 * slot * d..2 * (slot + 1) * d];
-                    pool_backward(stream, d, shape.first_patch(), d_pooled, d_stream);
+                    pool_backward(stream, d, first_patch, d_pooled, d_stream);
                 }
             }
             let mut gradients = Gradients {
                 adapters: site_gradients(adapters, phase, index, sites),
-                input: level > 0 || shape.prompts > 0,
+                input: level > 0 || prompts > 0,
             };
+            let places = [
+                self.input_of(level, length),
+                d_stream.clone(),
+                scratch.clone(),
+            ];
+            let [input, d_stream, scratch] = disjoint(&mut self.arena, places);
             block::backward(
-                &block_shape,
+                &self.shape.block(images),
                 &self.weights.block(index),
                 &adapters.of_block(index),
-                &self.streams[level][..length],
+                input,
                 d_stream,
                 &mut gradients,
-                &mut self.scratch,
+                scratch,
             );
         }
-        for d_stream in d_stream.chunks_exact(per_image) {
-            let rows = &d_stream[d..(shape.prompts + 1) * d];
+        for d_stream in self.arena[d_stream].chunks_exact(per_image) {
+            let rows = &d_stream[d..(prompts + 1) * d];
             d_prompts
                 .iter_mut()
                 .zip(rows)
                 .for_each(|(sum, g)| *sum += g);
         }
     }
+}
+
+/// Parts of an arena that lie beside each other.
+fn disjoint<const N: usize>(arena: &mut [f32], places: [Range<usize>; N]) -> [&mut [f32]; N] {
+    arena
+        .get_disjoint_mut(places)
+        .expect("buffers lie one after the other in the arena")
 }
 
 /// Splits the sites' gradient buffer into the slices that the backward of block `index` fills.

@@ -322,9 +322,9 @@ impl Worker<'_> {
                 cache.read(image, self.stack.input(slot), &mut self.d_row[..lower])?;
             }
             let made = images.len() * self.stack.shape().features();
+            let features = &mut self.stacked[..made];
             self.stack
-                .forward(adapters, images.len(), &mut self.stacked[..made]);
-            self.stack.add_gram(adapters, images.len(), &mut sum);
+                .forward_with_gram(adapters, images.len(), features, &mut sum);
         }
         Ok(sum)
     }
