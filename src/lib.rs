@@ -3,7 +3,8 @@
 //!
 //! The rooms follow the flow of an image: [`data`] decodes it, [`vit`] runs the frozen blocks,
 //! [`train`] runs and adapts the last ones with [`kernels`] and [`adapt`], [`head`] names the
-//! class, and [`state`] keeps what was learned. [`learner`] is the front door:
+//! class, and [`state`] keeps what was learned. [`eval`] compares methods on benchmarks.
+//! [`learner`] is the front door:
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -24,6 +25,7 @@
 
 pub mod adapt;
 pub mod data;
+pub mod eval;
 pub mod head;
 pub mod kernels;
 pub mod learner;

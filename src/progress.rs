@@ -18,6 +18,8 @@ pub enum Stage {
     Head,
     /// Classifying images; steps are images.
     Score,
+    /// Comparing methods; steps are tasks.
+    Evaluate,
     /// Writing the state file.
     Save,
 }
@@ -31,6 +33,7 @@ impl fmt::Display for Stage {
             Self::Epoch { number, of } => write!(f, "training, epoch {number} of {of}"),
             Self::Head => write!(f, "fitting the classes"),
             Self::Score => write!(f, "classifying"),
+            Self::Evaluate => write!(f, "comparing methods"),
             Self::Save => write!(f, "saving"),
         }
     }
@@ -52,6 +55,12 @@ pub trait Progress: Sync {
     /// Something was left out or needs attention, and the job goes on: one plain sentence that
     /// says what, where, and what to do.
     fn warn(&self, warning: &str);
+
+    /// Whether the job should end as soon as what is finished is safe. Asked now and then by jobs
+    /// that have finished parts to keep.
+    fn cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Shows nothing.

@@ -120,6 +120,11 @@ impl PrefixCache {
         self.pooled
     }
 
+    /// Size of one image's record in bytes.
+    pub fn record_bytes(&self) -> usize {
+        record_bytes(self.tokens, self.pooled) as usize
+    }
+
     /// Size of the file in bytes.
     pub fn bytes(&self) -> u64 {
         self.images() as u64 * record_bytes(self.tokens, self.pooled)

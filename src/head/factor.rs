@@ -143,6 +143,14 @@ impl Rows {
         self.data.clear();
     }
 
+    pub(super) fn as_slice(&self) -> &[f32] {
+        &self.data
+    }
+
+    pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+
     /// A new row of zeros at the end.
     pub(super) fn push(&mut self) -> &mut [f32] {
         let start = self.data.len();

@@ -17,6 +17,7 @@ mod layout;
 mod reject;
 mod relative;
 mod statistics;
+mod transport;
 
 pub use calibration::{Calibration, Temperature, probabilities};
 pub use classifier::Classifier;
@@ -26,6 +27,7 @@ pub use layout::{ClassId, Layout, TaskId};
 pub use reject::{Mahalanobis, Sketch};
 pub use relative::RelativeMahalanobis;
 pub use statistics::{Component, Statistics};
+pub use transport::Transport;
 
 /// Shrinkage of the covariance towards its trace that did best or near best wherever it was
 /// measured (`docs/method.md`).

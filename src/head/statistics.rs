@@ -232,6 +232,43 @@ impl Statistics {
         Ok(())
     }
 
+    /// Hands mean `[dim]` and factor rows of every component to `moves(part, mean, rows)`, part by
+    /// part, and sums the scatter of those parts anew from what comes back.
+    pub(super) fn move_parts(
+        &mut self,
+        layout: Layout,
+        parts: impl Iterator<Item = usize>,
+        moves: impl Fn(usize, &mut [f32], &mut Rows),
+    ) -> Result<(), HeadError> {
+        if layout != self.layout {
+            return Err(HeadError::Shape {
+                what: "moved features",
+                expected: self.layout.width(),
+                found: layout.width(),
+            });
+        }
+        (0..self.components.len()).try_for_each(|index| self.check_factor(index))?;
+        let mut rows = Rows::new(layout.dim);
+        for part in parts.filter(|part| self.held.contains(part)) {
+            let place = self.scatter_of(part);
+            let scatter = &mut self.scatter[place];
+            scatter.fill(0.0);
+            for component in &mut self.components {
+                rows.clear();
+                if let Some(factor) = &component.factor {
+                    factor.unpack(part, &mut rows);
+                }
+                moves(part, &mut component.mean[layout.part(part)], &mut rows);
+                if let Some(factor) = &mut component.factor {
+                    rows.fold(0);
+                    factor.pack(part, &mut rows);
+                }
+                rows.add_gram(1.0, scatter);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the factors out, in the order of [`Statistics::components`], so that they need no
     /// memory while training. Until they are back, components can be read and new ones learned,
     /// but those without a factor neither grow, merge nor go.

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
+use super::Learner;
 use crate::data::{
     CacheError, DecodeError, Fit, Limits, PrefixCache, decode, patchify, resize_square,
 };
@@ -21,6 +22,22 @@ pub enum EncodeError {
     Prefix(#[from] PrefixError),
     #[error(transparent)]
     Cache(#[from] CacheError),
+}
+
+impl Learner {
+    /// Runs image files through the frozen prefix into a cache, one record a path; returns the
+    /// files that are no images by their position, ascending, with the reason.
+    ///
+    /// # Errors
+    /// When the cache cannot be made or written, or the model cannot be run.
+    pub fn encode(
+        &self,
+        paths: &[PathBuf],
+        progress: &dyn Progress,
+    ) -> Result<(PrefixCache, Vec<(usize, DecodeError)>), EncodeError> {
+        let encoder = self.encoder()?;
+        self.pool.install(|| encoder.run_all(paths, progress))
+    }
 }
 
 /// Decoder, preprocessing and frozen prefix in one.

@@ -2,6 +2,7 @@
 //! task, classify an image, score a folder.
 
 mod encode;
+mod encoded;
 mod learn;
 mod recognise;
 
@@ -17,6 +18,8 @@ use crate::train::stack::{Precision, StackShape};
 use crate::vit::{ContentHash, Pixels, PrefixError, Weights, check_resolution};
 
 pub use encode::{EncodeError, Encoder};
+pub(crate) use encoded::Research;
+pub use encoded::{EncodedClass, EncodedTask};
 pub use learn::{LearnError, LearnReport, LearnSettings};
 pub use recognise::{ClassScore, Guess, Recogniser, ScoreError, ScoreReport};
 
@@ -128,58 +131,20 @@ impl Learner {
         setup: &Setup,
         threads: usize,
     ) -> Result<Self, SetupError> {
-        let geometry = weights.geometry();
-        check_resolution(geometry, setup.resolution)?;
-        let depth = geometry.depth;
-        let first_adapted = match setup.adapt_blocks {
-            AdaptBlocks::All => 0,
-            AdaptBlocks::Last(n) if (1..=depth).contains(&n) => depth - n,
-            AdaptBlocks::Last(asked) => return Err(SetupError::AdaptBlocks { asked, depth }),
-        };
-        if !(1..=geometry.dim).contains(&setup.rank) {
-            return Err(SetupError::Rank {
-                asked: setup.rank,
-                limit: geometry.dim,
-            });
-        }
-        let mut taps = setup.taps.clone().unwrap_or_else(|| default_taps(depth));
-        taps.sort_unstable();
-        taps.dedup();
-        if let Some(&tap) = taps.iter().find(|tap| !(1..=depth).contains(tap)) {
-            return Err(SetupError::Tap { tap, depth });
-        }
-        let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
-        let adapters = Adapters::new(
-            geometry.dim,
-            setup.rank,
-            first_adapted..depth,
-            &[Projection::Query, Projection::Value],
-            setup.prompts,
-            &mut rng,
-        );
-        let layout = Layout {
-            parts: 2 * taps.len(),
-            dim: geometry.dim,
-        };
-        let knowledge = Knowledge {
-            model: ModelIdentity {
-                name: model.to_owned(),
-                hash: weights.hash(),
-            },
-            resolution: setup.resolution,
-            taps,
-            first_adapted,
-            adapters,
-            head: Statistics::new(layout),
-            calibration: Calibration::default(),
-            classes: Vec::new(),
-            tasks: Vec::new(),
-        };
         Ok(Self {
+            knowledge: blank(&weights, model, setup)?,
             weights,
-            knowledge,
             pool: thread_pool(threads)?,
         })
+    }
+
+    /// Forgets everything and starts again with another setup.
+    ///
+    /// # Errors
+    /// When the setup does not fit the model; nothing is forgotten then.
+    pub fn start_over(&mut self, setup: &Setup) -> Result<(), SetupError> {
+        self.knowledge = blank(&self.weights, &self.knowledge.model.name, setup)?;
+        Ok(())
     }
 
     /// Goes on from what was learned before.
@@ -222,25 +187,39 @@ impl Learner {
         self.knowledge.forget(what)
     }
 
+    pub(crate) fn pool(&self) -> &rayon::ThreadPool {
+        &self.pool
+    }
+
+    /// Takes over what another learner with the same model and setup knows.
+    pub(crate) fn set_knowledge(&mut self, knowledge: Knowledge) {
+        self.knowledge = knowledge;
+    }
+
     fn encoder(&self) -> Result<Encoder<'_>, PrefixError> {
         let k = &self.knowledge;
         Encoder::new(&self.weights, k.resolution, k.first_adapted, &k.taps)
     }
 
     fn stack_shape(&self, images: usize) -> StackShape {
+        self.stack_shape_for(&self.knowledge.adapters, images)
+    }
+
+    /// The same for adapters of another rank or with other prompts.
+    pub(crate) fn stack_shape_for(&self, adapters: &Adapters, images: usize) -> StackShape {
         let k = &self.knowledge;
         let geometry = self.weights.geometry().clone();
         StackShape {
             blocks: k.first_adapted..geometry.depth,
             cached_tokens: geometry.tokens(k.resolution),
-            prompts: k.adapters.prompts.len() / geometry.dim,
+            prompts: adapters.prompts.len() / geometry.dim,
             taps: k
                 .taps
                 .iter()
                 .copied()
                 .filter(|&tap| tap > k.first_adapted)
                 .collect(),
-            rank: k.adapters.rank,
+            rank: adapters.rank,
             images,
             mlp_rows: usize::MAX,
             mlp_columns: usize::MAX,
@@ -250,6 +229,57 @@ impl Learner {
             geometry,
         }
     }
+}
+
+/// What is known before anything is learned.
+fn blank(weights: &Weights, model: &str, setup: &Setup) -> Result<Knowledge, SetupError> {
+    let geometry = weights.geometry();
+    check_resolution(geometry, setup.resolution)?;
+    let depth = geometry.depth;
+    let first_adapted = match setup.adapt_blocks {
+        AdaptBlocks::All => 0,
+        AdaptBlocks::Last(n) if (1..=depth).contains(&n) => depth - n,
+        AdaptBlocks::Last(asked) => return Err(SetupError::AdaptBlocks { asked, depth }),
+    };
+    if !(1..=geometry.dim).contains(&setup.rank) {
+        return Err(SetupError::Rank {
+            asked: setup.rank,
+            limit: geometry.dim,
+        });
+    }
+    let mut taps = setup.taps.clone().unwrap_or_else(|| default_taps(depth));
+    taps.sort_unstable();
+    taps.dedup();
+    if let Some(&tap) = taps.iter().find(|tap| !(1..=depth).contains(tap)) {
+        return Err(SetupError::Tap { tap, depth });
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
+    let adapters = Adapters::new(
+        geometry.dim,
+        setup.rank,
+        first_adapted..depth,
+        &[Projection::Query, Projection::Value],
+        setup.prompts,
+        &mut rng,
+    );
+    let layout = Layout {
+        parts: 2 * taps.len(),
+        dim: geometry.dim,
+    };
+    Ok(Knowledge {
+        model: ModelIdentity {
+            name: model.to_owned(),
+            hash: weights.hash(),
+        },
+        resolution: setup.resolution,
+        taps,
+        first_adapted,
+        adapters,
+        head: Statistics::new(layout),
+        calibration: Calibration::default(),
+        classes: Vec::new(),
+        tasks: Vec::new(),
+    })
 }
 
 /// Everything that later arithmetic relies on; a state file with a valid checksum that was not

@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::adam::{Adam, cosine};
 use super::judge::{Quality, classes_in, crossfit_temperature, head_of, quality, scored};
-use super::parameters::Parameters;
+use super::parameters::{Guard, Parameters};
 use super::stack::Phase;
 use super::trainer::{Encoded, Features, FitError, Target, Trainer};
 use crate::adapt::Adapters;
@@ -106,6 +106,7 @@ pub fn fit(
     phase: Phase,
     task_rank: usize,
     known: &Statistics,
+    guard: Guard<'_>,
     features: &mut Features,
     settings: &FitSettings,
     progress: &dyn Progress,
@@ -165,7 +166,7 @@ pub fn fit(
                 .temperature(classifier.classes().len())?;
             let target = Target {
                 class: &classes_in(&classifier, encoded.labels),
-                classifier: &classifier,
+                head: &classifier,
                 // Bounded, or a head that gets everything right would sharpen without end.
                 temperature: fresh.map_or(start, |t| t.value).max(start / SHARPENING),
                 phase,
@@ -174,7 +175,13 @@ pub fn fit(
                 let rate = cosine(step, total / 10, total);
                 trainer.gradient(images, &adapters, features, &target, &mut adapter_gradient)?;
                 progress.advance(images.len());
-                parameters.add_guard(base, settings.guard, &mut guard_work, &mut adapter_gradient);
+                parameters.add_guard(
+                    base,
+                    guard,
+                    settings.guard,
+                    &mut guard_work,
+                    &mut adapter_gradient,
+                );
                 parameters.chain(&adapter_gradient, &mut gradient);
                 adam.update(parameters.values_mut(), &gradient, |i| {
                     let peak = if i < prompts_start {

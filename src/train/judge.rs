@@ -125,7 +125,7 @@ pub(super) fn scored(
 }
 
 /// Index of each label in the classifier's classes.
-pub(super) fn classes_in(classifier: &Classifier, labels: &[ClassId]) -> Vec<Option<usize>> {
+pub fn classes_in(classifier: &Classifier, labels: &[ClassId]) -> Vec<Option<usize>> {
     labels
         .iter()
         .map(|label| classifier.classes().binary_search(label).ok())

@@ -7,6 +7,18 @@ use super::stack::Phase;
 use crate::adapt::{Adapters, TaskCore};
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 
+/// What keeps the cores from moving away from what earlier tasks rest on.
+#[derive(Debug, Clone, Copy)]
+pub enum Guard<'a> {
+    /// Old tasks reach the core only through `z = A^T h`, so with `G` the mean of `z z^T` over
+    /// everything learned so far and orthonormal B, the mean squared change of the adapter's
+    /// output is exactly `tr(dC^T G dC)` with `dC = M N^T`; its gradient is `2 G dC`.
+    Gram,
+    /// Elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796, eq. 3): the sum of
+    /// `F dC^2` over a core's elements, F the diagonal of its Fisher information, `[r, r]` a site.
+    Fisher(&'a [f32]),
+}
+
 /// Learned numbers of one task: per site A and B (first task) or M and N (later ones), then the
 /// prompts.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,14 +168,12 @@ impl Parameters {
         }
     }
 
-    /// Adds the drift guard's gradient to the cores in `adapter_gradient`.
-    ///
-    /// Old tasks reach the core only through `z = A^T h`, so with `G` the mean of `z z^T` over
-    /// everything learned so far and orthonormal B, the mean squared change of the adapter's
-    /// output is exactly `tr(dC^T G dC)` with `dC = M N^T`; its gradient is `2 G dC`.
+    /// Adds the gradient of the drift guard, `strength` times what [`Guard`] says, to the cores in
+    /// `adapter_gradient`.
     pub fn add_guard(
         &self,
         base: &Adapters,
+        guard: Guard<'_>,
         strength: f32,
         work: &mut [f32],
         gradient: &mut [f32],
@@ -182,13 +192,21 @@ impl Parameters {
             let (m, n) = self.factors(index);
             delta.fill(0.0);
             self.add_task_core(m, n, delta);
-            matmul(
-                2.0 * strength,
-                MatRef::new(&site.gram, r, r),
-                MatRef::new(delta, r, r),
-                1.0,
-                MatMut::new(dc, r, r),
-            );
+            match guard {
+                Guard::Gram => matmul(
+                    2.0 * strength,
+                    MatRef::new(&site.gram, r, r),
+                    MatRef::new(delta, r, r),
+                    1.0,
+                    MatMut::new(dc, r, r),
+                ),
+                Guard::Fisher(fisher) => {
+                    let fisher = fisher.iter().skip(index * r * r);
+                    for ((g, d), f) in dc.iter_mut().zip(&*delta).zip(fisher) {
+                        *g += 2.0 * strength * f * d;
+                    }
+                }
+            }
         }
     }
 

@@ -12,8 +12,10 @@ use crate::vit::Weights;
 /// One task's images, encoded: what training reads.
 #[derive(Debug)]
 pub struct Encoded<'a> {
-    /// Prefix outputs, one an image.
+    /// Prefix outputs of these images, and perhaps of others.
     pub cache: &'a PrefixCache,
+    /// Record in the cache of each image.
+    pub records: &'a [usize],
     /// Class of each image.
     pub labels: &'a [ClassId],
     /// Images that train.
@@ -67,10 +69,52 @@ struct Worker<'w> {
     scored: usize,
 }
 
-/// The head that scores a half while it trains.
-pub(super) struct Target<'a> {
-    pub classifier: &'a Classifier,
-    /// Index into the classifier's classes of each image's class, where the head knows it.
+/// A head that training sends its gradient through.
+pub trait Scorer: Sync {
+    /// Scores in one image's answer.
+    fn classes(&self) -> usize;
+
+    /// Scores of one image: `features` is `[F]`, `scores` `[classes]`.
+    ///
+    /// # Errors
+    /// When a length does not fit or a feature is not a finite number.
+    fn scores(&self, features: &[f32], scores: &mut [f32]) -> Result<(), HeadError>;
+
+    /// Adds to `d_features` `[F]` what `d_scores` `[classes]` sends back through the scores.
+    ///
+    /// # Errors
+    /// As [`Scorer::scores`].
+    fn backward(
+        &self,
+        features: &[f32],
+        d_scores: &[f32],
+        d_features: &mut [f32],
+    ) -> Result<(), HeadError>;
+}
+
+impl Scorer for Classifier {
+    fn classes(&self) -> usize {
+        Classifier::classes(self).len()
+    }
+
+    fn scores(&self, features: &[f32], scores: &mut [f32]) -> Result<(), HeadError> {
+        Classifier::scores(self, features, scores)
+    }
+
+    fn backward(
+        &self,
+        features: &[f32],
+        d_scores: &[f32],
+        d_features: &mut [f32],
+    ) -> Result<(), HeadError> {
+        Classifier::backward(self, features, d_scores, d_features)
+    }
+}
+
+/// What a batch is trained towards.
+pub struct Target<'a> {
+    pub head: &'a dyn Scorer,
+    /// Index into the head's classes of each image's class, where the head knows it.
     pub class: &'a [Option<usize>],
     pub temperature: f32,
     pub phase: Phase,
@@ -140,7 +184,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Floats in the gradient that [`Trainer::gradient`] fills.
-    pub(super) fn gradient_len(&self, adapters: &Adapters, phase: Phase) -> usize {
+    pub fn gradient_len(&self, adapters: &Adapters, phase: Phase) -> usize {
         self.workers[0].stack.shape().gradient_len(adapters, phase)
     }
 
@@ -176,13 +220,13 @@ impl<'a> Trainer<'a> {
         adapters: &Adapters,
     ) -> Result<(Vec<f32>, usize), FitError> {
         let per_worker = images.len().div_ceil(self.workers.len()).max(1);
-        let cache = self.encoded.cache;
+        let encoded = self.encoded;
         let workers = &mut self.workers;
         let partial: Vec<Vec<f32>> = self.pool.install(|| {
             workers
                 .par_iter_mut()
                 .zip(images.par_chunks(per_worker))
-                .map(|(worker, images)| worker.gram(images, cache, adapters))
+                .map(|(worker, images)| worker.gram(images, encoded, adapters))
                 .collect::<Result<_, _>>()
         })?;
         let mut sum = vec![0.0; adapters.sites.len() * adapters.rank * adapters.rank];
@@ -202,13 +246,15 @@ impl<'a> Trainer<'a> {
         target: Option<&Target<'_>>,
     ) -> Result<(), FitError> {
         let (share, width) = (self.share, self.width);
-        let cache = self.encoded.cache;
+        let encoded = self.encoded;
         let workers = &mut self.workers;
         self.pool.install(|| {
             workers
                 .par_iter_mut()
                 .zip(images.par_chunks(share))
-                .try_for_each(|(worker, images)| worker.run(images, cache, adapters, width, target))
+                .try_for_each(|(worker, images)| {
+                    worker.run(images, encoded, adapters, width, target)
+                })
         })?;
         for (worker, images) in self.workers.iter().zip(images.chunks(share)) {
             for (&image, row) in images.iter().zip(worker.features.chunks_exact(width)) {
@@ -221,7 +267,10 @@ impl<'a> Trainer<'a> {
     /// One training step: mean gradient of the batch over the images the head could score, in the
     /// adapters' layout, and the summed loss. Workers are added in a fixed order, so that a number
     /// of threads always gives the same result.
-    pub(super) fn gradient(
+    ///
+    /// # Errors
+    /// When the prefix cache cannot be read or a feature is not a finite number.
+    pub fn gradient(
         &mut self,
         images: &[usize],
         adapters: &Adapters,
@@ -251,7 +300,7 @@ impl Worker<'_> {
     fn run(
         &mut self,
         images: &[usize],
-        cache: &PrefixCache,
+        encoded: &Encoded<'_>,
         adapters: &Adapters,
         width: usize,
         target: Option<&Target<'_>>,
@@ -264,7 +313,7 @@ impl Worker<'_> {
         if let Some(target) = target {
             let used = self.stack.shape().gradient_len(adapters, target.phase);
             self.gradient[..used].fill(0.0);
-            self.scores.resize(target.classifier.classes().len(), 0.0);
+            self.scores.resize(target.head.classes(), 0.0);
         }
         for (images, rows) in images
             .chunks(micro)
@@ -272,7 +321,8 @@ impl Worker<'_> {
         {
             for (slot, &image) in images.iter().enumerate() {
                 let pooled = &mut rows[slot * width..slot * width + lower];
-                cache.read(image, self.stack.input(slot), pooled)?;
+                let record = encoded.records[image];
+                encoded.cache.read(record, self.stack.input(slot), pooled)?;
             }
             let made = &mut self.stacked[..images.len() * stacked];
             self.stack.forward(adapters, images.len(), made);
@@ -291,13 +341,11 @@ impl Worker<'_> {
                 let Some(class) = target.class[image] else {
                     continue;
                 };
-                target.classifier.scores(row, &mut self.scores)?;
+                target.head.scores(row, &mut self.scores)?;
                 self.loss += cross_entropy(&mut self.scores, class, target.temperature);
                 self.scored += 1;
                 self.d_row.fill(0.0);
-                target
-                    .classifier
-                    .backward(row, &self.scores, &mut self.d_row)?;
+                target.head.backward(row, &self.scores, &mut self.d_row)?;
                 d_made.copy_from_slice(&self.d_row[lower..]);
             }
             let used = self.stack.shape().gradient_len(adapters, target.phase);
@@ -311,7 +359,7 @@ impl Worker<'_> {
     fn gram(
         &mut self,
         images: &[usize],
-        cache: &PrefixCache,
+        encoded: &Encoded<'_>,
         adapters: &Adapters,
     ) -> Result<Vec<f32>, FitError> {
         let mut sum = vec![0.0; adapters.sites.len() * adapters.rank * adapters.rank];
@@ -319,7 +367,9 @@ impl Worker<'_> {
         let lower = self.d_row.len() - self.stack.shape().features();
         for images in images.chunks(micro) {
             for (slot, &image) in images.iter().enumerate() {
-                cache.read(image, self.stack.input(slot), &mut self.d_row[..lower])?;
+                let record = encoded.records[image];
+                let pooled = &mut self.d_row[..lower];
+                encoded.cache.read(record, self.stack.input(slot), pooled)?;
             }
             let made = images.len() * self.stack.shape().features();
             let features = &mut self.stacked[..made];

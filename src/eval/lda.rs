@@ -1,0 +1,146 @@
+//! Methods that learn through the LDA head, as `fledge learn` does.
+
+use crate::data::PrefixCache;
+use crate::learner::{EncodedTask, LearnError, LearnSettings, Learner, Research, Setup};
+use crate::progress::Silent;
+use crate::state::Knowledge;
+
+use super::contender::{Contender, Learned};
+
+/// One learner over the whole sequence: fledge itself, or a variant of it.
+pub(super) struct Sequential<'a> {
+    learner: &'a mut Learner,
+    cache: &'a PrefixCache,
+    settings: LearnSettings,
+    research: Research,
+    /// Images of each class that are kept for rehearsal.
+    exemplars: usize,
+}
+
+impl<'a> Sequential<'a> {
+    pub fn new(
+        learner: &'a mut Learner,
+        cache: &'a PrefixCache,
+        settings: LearnSettings,
+        research: Research,
+        exemplars: usize,
+    ) -> Self {
+        Self {
+            learner,
+            cache,
+            settings,
+            research,
+            exemplars,
+        }
+    }
+}
+
+impl Contender for Sequential<'_> {
+    fn learn(&mut self, task: &EncodedTask<'_>) -> Result<Learned, LearnError> {
+        let before = self.learner.knowledge().tasks.len();
+        let report = self
+            .learner
+            .learn_with(task, &self.settings, &mut self.research, &Silent)?;
+        let mut bytes = self.learner.knowledge().task_bytes(before);
+        if self.exemplars > 0 {
+            for class in &task.classes {
+                let kept = class.training.iter().take(self.exemplars);
+                let id = self.learner.knowledge().class(&class.name);
+                for (&record, id) in kept.zip(std::iter::repeat(id)) {
+                    self.research.exemplars.extend(id.map(|id| (id, record)));
+                    bytes += self.cache.record_bytes();
+                }
+            }
+        }
+        let task = &self.learner.knowledge().tasks[before];
+        Ok(Learned {
+            parameters: report.parameters_added,
+            bytes,
+            rank: (task.rank > 0).then_some(task.rank),
+        })
+    }
+
+    fn classify(&mut self, records: &[usize]) -> Result<Vec<String>, LearnError> {
+        self.learner.classify_encoded(self.cache, records)
+    }
+}
+
+/// Adapters of its own for every task, so nothing ever drifts. Which task an image belongs to is
+/// decided by a head on the frozen features, which class of it by the head of that task's
+/// adapters.
+pub(super) struct PerTask<'a> {
+    learner: &'a mut Learner,
+    cache: &'a PrefixCache,
+    setup: Setup,
+    settings: LearnSettings,
+    /// What the head on frozen features knows.
+    router: Option<Knowledge>,
+    tasks: Vec<Knowledge>,
+}
+
+impl<'a> PerTask<'a> {
+    pub fn new(
+        learner: &'a mut Learner,
+        cache: &'a PrefixCache,
+        setup: Setup,
+        settings: LearnSettings,
+    ) -> Self {
+        Self {
+            learner,
+            cache,
+            setup,
+            settings,
+            router: None,
+            tasks: Vec::new(),
+        }
+    }
+}
+
+impl Contender for PerTask<'_> {
+    fn learn(&mut self, task: &EncodedTask<'_>) -> Result<Learned, LearnError> {
+        let instant = LearnSettings {
+            instant: true,
+            ..self.settings.clone()
+        };
+        self.learner.start_over(&self.setup)?;
+        if let Some(router) = self.router.take() {
+            self.learner.set_knowledge(router);
+        }
+        self.learner.learn_encoded(task, &instant, &Silent)?;
+        let router = self.learner.knowledge().clone();
+        let shared = router.task_bytes(router.tasks.len() - 1);
+        self.router = Some(router);
+        self.learner.start_over(&self.setup)?;
+        let report = self.learner.learn_encoded(task, &self.settings, &Silent)?;
+        let own = self.learner.knowledge().clone();
+        let bytes = own.task_bytes(0) + 4 * report.parameters_added + shared;
+        let rank = own.adapters.rank;
+        self.tasks.push(own);
+        Ok(Learned {
+            parameters: report.parameters_added,
+            bytes,
+            rank: Some(rank),
+        })
+    }
+
+    fn classify(&mut self, records: &[usize]) -> Result<Vec<String>, LearnError> {
+        let Some(router) = &self.router else {
+            return Ok(Vec::new());
+        };
+        self.learner.set_knowledge(router.clone());
+        let mut answers = self.learner.classify_encoded(self.cache, records)?;
+        for own in &self.tasks {
+            let (places, mine): (Vec<usize>, Vec<usize>) = records
+                .iter()
+                .enumerate()
+                .filter(|&(place, _)| own.class(&answers[place]).is_some())
+                .unzip();
+            self.learner.set_knowledge(own.clone());
+            let renamed = self.learner.classify_encoded(self.cache, &mine)?;
+            for (place, name) in places.into_iter().zip(renamed) {
+                answers[place] = name;
+            }
+        }
+        Ok(answers)
+    }
+}

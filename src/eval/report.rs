@@ -1,0 +1,136 @@
+//! What an evaluation found, as it is written to disk and read back to go on.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::{Figures, deviation, mean};
+
+/// One sequence of tasks learned by one method with one seed. Percentages are 0 to 100.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    pub seed: u64,
+    /// Row t: accuracy on each task seen so far, right after learning task t.
+    pub matrix: Vec<Vec<f64>>,
+    /// Test images of each task.
+    pub images: Vec<usize>,
+    /// Numbers each task added to adapters, prompts and trained heads.
+    pub parameters: Vec<usize>,
+    /// Bytes each task added to what is kept.
+    pub bytes: Vec<usize>,
+    /// Rank of what each task added; `None` where it added nothing.
+    pub ranks: Vec<Option<usize>>,
+    /// Learning and classifying, without the frozen prefix, which all methods share.
+    pub seconds: f64,
+    /// Most heap bytes in use at once while learning, beyond what was in use before.
+    pub peak_training_bytes: Option<usize>,
+}
+
+/// A method over all its seeds: means, and sample deviations where a name ends in `_std`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MethodReport {
+    pub acc: f64,
+    pub acc_std: f64,
+    /// `None` for a method that learns everything at once.
+    pub aaa: Option<f64>,
+    pub aaa_std: Option<f64>,
+    pub forgetting: f64,
+    pub forgetting_std: f64,
+    /// Mean over the seeds of the runs' matrices.
+    pub matrix: Vec<Vec<f64>>,
+    pub parameters_per_task: f64,
+    pub bytes_per_task: f64,
+    pub seconds: f64,
+    pub peak_training_bytes: Option<usize>,
+    /// What the means are over.
+    pub runs: Vec<Run>,
+}
+
+impl MethodReport {
+    /// The means over `runs`; `None` without any.
+    pub fn of(runs: Vec<Run>) -> Option<Self> {
+        let figures: Vec<Figures> = runs
+            .iter()
+            .map(|run| Figures::of(&run.matrix, &run.images))
+            .collect();
+        let acc: Vec<f64> = figures.iter().map(|f| f.acc).collect();
+        let forgetting: Vec<f64> = figures.iter().map(|f| f.forgetting).collect();
+        let aaa: Option<Vec<f64>> = figures.iter().map(|f| f.aaa).collect();
+        let first = runs.first()?;
+        let matrix = (0..first.matrix.len())
+            .map(|t| {
+                let width = first.matrix[t].len();
+                (0..width)
+                    .map(|k| {
+                        let cells: Vec<f64> = runs
+                            .iter()
+                            .filter_map(|run| run.matrix.get(t)?.get(k).copied())
+                            .collect();
+                        mean(&cells)
+                    })
+                    .collect()
+            })
+            .collect();
+        let per_task = |counts: fn(&Run) -> &Vec<usize>| {
+            let all: Vec<f64> = runs
+                .iter()
+                .flat_map(|run| counts(run).iter().map(|&n| n as f64))
+                .collect();
+            mean(&all)
+        };
+        let seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
+        Some(Self {
+            acc: mean(&acc),
+            acc_std: deviation(&acc),
+            aaa: aaa.as_deref().map(mean),
+            aaa_std: aaa.as_deref().map(deviation),
+            forgetting: mean(&forgetting),
+            forgetting_std: deviation(&forgetting),
+            matrix,
+            parameters_per_task: per_task(|run| &run.parameters),
+            bytes_per_task: per_task(|run| &run.bytes),
+            seconds: mean(&seconds),
+            peak_training_bytes: runs.iter().filter_map(|run| run.peak_training_bytes).max(),
+            runs,
+        })
+    }
+}
+
+/// Everything an evaluation was asked for and has found so far.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalReport {
+    pub protocol: String,
+    /// The folder as it was given.
+    pub data: String,
+    pub tasks: usize,
+    pub seeds: u64,
+    pub order_seed: u64,
+    /// Pixels.
+    pub resolution: usize,
+    pub model: String,
+    /// What identifies the model's weights.
+    pub model_hash: String,
+    pub threads: usize,
+    /// Whether every run that was asked for has finished.
+    pub complete: bool,
+    pub methods: BTreeMap<String, MethodReport>,
+}
+
+impl EvalReport {
+    /// Whether the runs in `self` belong to the same comparison as those of `other` would.
+    pub fn continues(&self, other: &Self) -> bool {
+        self.protocol == other.protocol
+            && self.data == other.data
+            && self.tasks == other.tasks
+            && self.order_seed == other.order_seed
+            && self.resolution == other.resolution
+            && self.model_hash == other.model_hash
+            && self.threads == other.threads
+    }
+
+    /// The finished run of a method with a seed.
+    pub fn run(&self, method: &str, seed: u64) -> Option<&Run> {
+        let runs = &self.methods.get(method)?.runs;
+        runs.iter().find(|run| run.seed == seed)
+    }
+}

@@ -1,0 +1,320 @@
+//! Learning a task whose images went through the frozen prefix already.
+
+use std::time::Instant;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::{LearnError, LearnReport, LearnSettings, Learner, now};
+use crate::Progress;
+use crate::adapt::Adapters;
+use crate::data::PrefixCache;
+use crate::head::{ClassId, Classifier, DEFAULT_SHRINKAGE, Transport};
+use crate::state::{Knowledge, TaskRecord};
+use crate::train::fit::{FitSettings, Fitted, fit};
+use crate::train::judge::{classes_in, judge, learn_into};
+use crate::train::parameters::Guard;
+use crate::train::stack::Phase;
+use crate::train::trainer::{Encoded, Features, FitError, Target, Trainer};
+
+/// One class of a task, as records of a prefix cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedClass {
+    pub name: String,
+    /// Records of the images that train.
+    pub training: Vec<usize>,
+    /// Records of the images that are held back from training.
+    pub validation: Vec<usize>,
+}
+
+impl EncodedClass {
+    /// All images of the class.
+    pub fn images(&self) -> usize {
+        self.training.len() + self.validation.len()
+    }
+}
+
+/// A task as it leaves the frozen prefix. Several tasks can share one cache.
+#[derive(Debug)]
+pub struct EncodedTask<'a> {
+    pub name: String,
+    /// Made by an [`Encoder`](super::Encoder) with the learner's resolution, blocks and taps.
+    pub cache: &'a PrefixCache,
+    /// At least one, each with at least one image that trains.
+    pub classes: Vec<EncodedClass>,
+}
+
+/// What methods that fledge is compared with keep from task to task; empty in fledge itself.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Research {
+    /// Diagonal of the cores' Fisher information, `[r, r]` a site, summed over tasks; guards the
+    /// cores in place of the Gram guard.
+    pub fisher: Option<Vec<f32>>,
+    /// Kept images of old classes, as records of the cache: they are trained on with every task,
+    /// and old statistics follow them.
+    pub exemplars: Vec<(ClassId, usize)>,
+}
+
+impl Learner {
+    /// Learns a task that was encoded before.
+    ///
+    /// # Errors
+    /// When the cache cannot be read or the head cannot be fitted. Nothing is changed then.
+    pub fn learn_encoded(
+        &mut self,
+        task: &EncodedTask<'_>,
+        settings: &LearnSettings,
+        progress: &dyn Progress,
+    ) -> Result<LearnReport, LearnError> {
+        self.learn_with(task, settings, &mut Research::default(), progress)
+    }
+
+    /// Names of the classes that encoded images are taken for.
+    ///
+    /// # Errors
+    /// When nothing was learned yet or the cache cannot be read.
+    pub fn classify_encoded(
+        &self,
+        cache: &PrefixCache,
+        records: &[usize],
+    ) -> Result<Vec<String>, LearnError> {
+        let known = &self.knowledge;
+        let head = Classifier::fit(&[&known.head], DEFAULT_SHRINKAGE)?;
+        let features = self.features(cache, records, &known.adapters)?;
+        let mut scores = vec![0.0; head.classes().len()];
+        (0..records.len())
+            .map(|image| {
+                head.scores(features.of(image), &mut scores)?;
+                let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+                let class = best.map(|index| head.classes()[index] as usize);
+                Ok(class.map_or_else(String::new, |class| known.classes[class].clone()))
+            })
+            .collect()
+    }
+
+    /// Features of `records` with `adapters`, `[records, F]`.
+    pub(crate) fn features(
+        &self,
+        cache: &PrefixCache,
+        records: &[usize],
+        adapters: &Adapters,
+    ) -> Result<Features, FitError> {
+        let all: Vec<usize> = (0..records.len()).collect();
+        let encoded = Encoded {
+            cache,
+            records,
+            labels: &vec![0; records.len()],
+            training: &all,
+            validation: &[],
+        };
+        let FitSettings {
+            batch, micro_batch, ..
+        } = FitSettings::default();
+        let shape = self.stack_shape_for(adapters, micro_batch);
+        let (pool, weights) = (&self.pool, &self.weights);
+        let mut trainer = Trainer::new(pool, weights, &shape, &encoded, adapters, batch);
+        let mut features = Features::new(records.len(), trainer.width());
+        trainer.refresh(&all, adapters, &mut features)?;
+        Ok(features)
+    }
+
+    pub(crate) fn learn_with(
+        &mut self,
+        task: &EncodedTask<'_>,
+        settings: &LearnSettings,
+        research: &mut Research,
+        progress: &dyn Progress,
+    ) -> Result<LearnReport, LearnError> {
+        let start = Instant::now();
+        let known = &self.knowledge;
+        let mut next = known.clone();
+        let (mut records, mut labels) = (Vec::new(), Vec::new());
+        let (mut training, mut validation) = (Vec::new(), Vec::new());
+        let mut classes: Vec<(ClassId, u32)> = Vec::new();
+        for class in &task.classes {
+            let id = next.class_or_insert(&class.name);
+            for (part, images) in [
+                (&class.training, &mut training),
+                (&class.validation, &mut validation),
+            ] {
+                images.extend(records.len()..records.len() + part.len());
+                records.extend_from_slice(part);
+            }
+            labels.resize(records.len(), id);
+            classes.push((id, u32::try_from(class.images()).unwrap_or(u32::MAX)));
+        }
+        let own: Vec<usize> = (0..records.len()).collect();
+        for &(class, record) in &research.exemplars {
+            training.push(records.len());
+            records.push(record);
+            labels.push(class);
+        }
+        let encoded = Encoded {
+            cache: task.cache,
+            records: &records,
+            labels: &labels,
+            training: &training,
+            validation: &validation,
+        };
+        let all: Vec<usize> = (0..records.len()).collect();
+        let shape = self.stack_shape(settings.fit.micro_batch);
+        let mut trainer = Trainer::new(
+            &self.pool,
+            &self.weights,
+            &shape,
+            &encoded,
+            &known.adapters,
+            settings.fit.batch,
+        );
+        let mut features = Features::new(records.len(), trainer.width());
+        trainer.refresh(&all, &known.adapters, &mut features)?;
+
+        // The bases may move only while no statistics rest on the features they make.
+        let phase = match known.tasks.is_empty() {
+            true => Phase::Bases,
+            false => Phase::Cores,
+        };
+        let mut fitted: Option<Fitted> = None;
+        let guard = match &research.fisher {
+            Some(fisher) => Guard::Fisher(fisher),
+            None => Guard::Gram,
+        };
+        let before = features.clone();
+        if !settings.instant && next.classes.len() > 1 {
+            fitted = Some(fit(
+                &mut trainer,
+                &known.adapters,
+                phase,
+                settings.task_rank,
+                &known.head,
+                guard,
+                &mut features,
+                &settings.fit,
+                progress,
+            )?);
+            progress.finish();
+        }
+        let epochs = fitted.as_ref().map_or(0, |f| f.epochs);
+        // The features must never get worse than the frozen model's: an update that does not help
+        // on the held-back images is dropped.
+        let kept = fitted
+            .as_ref()
+            .is_some_and(|f| f.improved && f.after.at_least(&f.before));
+        let mut cores = Vec::new();
+        let mut parameters_added = 0;
+        if let Some(fitted) = &fitted {
+            match phase {
+                // Bases are kept in any case, for later cores to work in; with a core of zero
+                // they change no feature.
+                Phase::Bases => {
+                    fitted.parameters.apply(&known.adapters, &mut next.adapters);
+                    next.adapters.orthonormalise();
+                    if !kept {
+                        next.adapters.clear_cores();
+                        next.adapters.prompts.clone_from(&known.adapters.prompts);
+                    }
+                    parameters_added = fitted.parameters.prompts_start();
+                }
+                Phase::Cores if kept => {
+                    fitted.parameters.apply(&known.adapters, &mut next.adapters);
+                    cores = fitted.parameters.task_cores();
+                    parameters_added = fitted.parameters.prompts_start();
+                }
+                Phase::Cores => {}
+            }
+        } else if phase == Phase::Bases {
+            let mut rng = ChaCha8Rng::seed_from_u64(settings.fit.seed);
+            next.adapters.draw_output_bases(&mut rng);
+        }
+        trainer.refresh(&all, &next.adapters, &mut features)?;
+        let (sum, tokens) = trainer.gram(&own, &next.adapters)?;
+        next.adapters.remember(&sum, tokens);
+        if settings.transport && kept && phase == Phase::Cores {
+            let below = known
+                .taps
+                .iter()
+                .filter(|&&tap| tap <= known.first_adapted)
+                .count();
+            Transport::fit(
+                known.head.layout(),
+                2 * below..known.head.layout().parts,
+                all.len(),
+                |image| before.of(image),
+                |image| features.of(image),
+            )?
+            .apply(&mut next.head)?;
+        }
+
+        let judged = judge(&encoded, &next.head, &features, settings.fit.shrinkage)?;
+        if let Some(temperature) = judged.temperature {
+            next.calibration.add(temperature);
+        }
+        let task_id = known.next_task();
+        learn_into(&mut next.head, &labels, &own, &features, task_id)?;
+        if let Some(fisher) = &mut research.fisher {
+            add_fisher(&mut trainer, &next, &own, &mut features, settings, fisher)?;
+        }
+        next.tasks.push(TaskRecord {
+            id: task_id,
+            name: task.name.clone(),
+            classes,
+            learned_at: now(),
+            adapted: kept,
+            rank: if cores.is_empty() {
+                0
+            } else {
+                settings.task_rank
+            },
+            cores,
+        });
+        drop(trainer);
+        self.knowledge = next;
+        Ok(LearnReport {
+            task: task.name.clone(),
+            classes: task
+                .classes
+                .iter()
+                .map(|class| class.name.clone())
+                .collect(),
+            images: own.len(),
+            skipped: Vec::new(),
+            epochs,
+            seconds: start.elapsed().as_secs_f64(),
+            train_accuracy: judged.train_accuracy,
+            validation_accuracy: judged.validation_accuracy,
+            parameters_added,
+            adapted: kept,
+        })
+    }
+}
+
+/// Adds the mean over `images` of the squared gradient of the cores, `[r, r]` a site: the diagonal
+/// of their Fisher information at the labels (Kirkpatrick et al., arXiv 1612.00796).
+fn add_fisher(
+    trainer: &mut Trainer<'_>,
+    knowledge: &Knowledge,
+    images: &[usize],
+    features: &mut Features,
+    settings: &LearnSettings,
+    fisher: &mut Vec<f32>,
+) -> Result<(), LearnError> {
+    let head = Classifier::fit(&[&knowledge.head], settings.fit.training_shrinkage)?;
+    let class = classes_in(&head, trainer.encoded().labels);
+    let target = Target {
+        head: &head,
+        class: &class,
+        temperature: knowledge.calibration.temperature(head.layout().parts),
+        phase: Phase::Cores,
+    };
+    let adapters = &knowledge.adapters;
+    let mut gradient = vec![0.0; trainer.gradient_len(adapters, Phase::Cores)];
+    let cores = adapters.sites.len() * adapters.rank * adapters.rank;
+    fisher.resize(cores, 0.0);
+    for image in images.chunks(1) {
+        trainer.gradient(image, adapters, features, &target, &mut gradient)?;
+        for (sum, g) in fisher.iter_mut().zip(&gradient) {
+            *sum += g * g / images.len() as f32;
+        }
+    }
+    Ok(())
+}
