@@ -2,12 +2,14 @@
 //! contract; [`settings`](super::settings) resolves what it leaves open.
 
 use std::ffi::OsString;
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::fmt;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
+use fledge::eval::{Method, Protocol};
 
 /// Teaches a small board new things to recognise, one task after another, without forgetting the
 /// earlier ones.
@@ -42,6 +44,8 @@ pub enum Command {
     /// Look at what has been learned
     #[command(subcommand)]
     State(StateCommand),
+    /// Compare methods on a benchmark: accuracy, forgetting and cost over a sequence of tasks
+    Eval(EvalArguments),
     /// Tell the story of the robin and the sparrow, with birds that fledge draws itself
     Demo(DemoArguments),
 }
@@ -190,12 +194,104 @@ pub struct DemoArguments {
     pub keep: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Where --rank, --prompts, --adapt-blocks or --guard list several values, every \
+    combination is run as a method of its own, named like \"fm-lora rank=4 prompts=0\".\n\
+    Ctrl-C ends after the task at hand; what is finished stays in the --json file, and --resume \
+    goes on from it."
+)]
+pub struct EvalArguments {
+    /// class-incremental: every task brings new classes; domain-incremental: the same classes
+    /// from another domain
+    #[arg(long, value_name = "NAME")]
+    pub protocol: Protocol,
+    /// Folder with train/<class> and test/<class>, or train/<group>/<class> and
+    /// test/<group>/<class>, where a group is a task or a domain
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Number of tasks the classes are cut into, where the folders do not say
+    #[arg(long, value_name = "N")]
+    pub tasks: Option<NonZeroUsize>,
+    /// Learn the groups in this order [default: drawn; domains are sorted by name]
+    #[arg(long, value_name = "GROUP,…", value_delimiter = ',')]
+    pub order: Vec<String>,
+    /// Methods to compare: fm-lora, frozen, joint, finetune, lora, sd-lora, fm-lora-published,
+    /// regularised, replay, per-task
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        default_value = "fm-lora,frozen"
+    )]
+    pub method: Vec<Method>,
+    /// Runs of each method, each with another seed and order
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub seeds: NonZeroU64,
+    /// Draws the order of the classes; run number s uses this plus s
+    #[arg(long, value_name = "N", default_value_t = 1993)]
+    pub order_seed: u64,
+    /// Imported model to learn with [default: vit-s14-focus]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Side of the square the model sees, in pixels [default: 112]
+    #[arg(long, value_name = "PIXELS")]
+    pub resolution: Option<NonZeroUsize>,
+    /// Blocks to adapt, counted from the last, or "all"
+    #[arg(long, value_name = "N|all,…", value_delimiter = ',')]
+    pub adapt_blocks: Vec<AdaptBlocks>,
+    /// Prompt tokens
+    #[arg(long, value_name = "M,…", value_delimiter = ',')]
+    pub prompts: Vec<usize>,
+    /// Weight of the drift guard; 0 turns it off
+    #[arg(long, value_name = "X,…", value_delimiter = ',', value_parser = finite)]
+    pub guard: Vec<f32>,
+    /// Train each task for at most this many passes
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<NonZeroUsize>,
+    /// Threads to work with [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Write the report as one JSON object to this file after every run, or to stdout for "-";
+    /// percentages in it are numbers from 0 to 100
+    #[arg(long, value_name = "OUT")]
+    pub json: Option<PathBuf>,
+    /// Go on from the finished runs in the --json file
+    #[arg(long, requires = "json")]
+    pub resume: bool,
+}
+
+fn finite(text: &str) -> Result<f32, String> {
+    text.parse()
+        .ok()
+        .filter(|x: &f32| x.is_finite() && *x >= 0.0)
+        .ok_or_else(|| "expected a number from 0 up".to_owned())
+}
+
 /// Which blocks get adapters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AdaptBlocks {
     All,
     /// This many, counted from the last.
     Last(NonZeroUsize),
+}
+
+impl fmt::Display for AdaptBlocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Last(blocks) => blocks.fmt(f),
+        }
+    }
+}
+
+impl From<AdaptBlocks> for fledge::AdaptBlocks {
+    fn from(asked: AdaptBlocks) -> Self {
+        match asked {
+            AdaptBlocks::All => Self::All,
+            AdaptBlocks::Last(blocks) => Self::Last(blocks.get()),
+        }
+    }
 }
 
 impl FromStr for AdaptBlocks {

@@ -3,6 +3,8 @@
 
 pub mod args;
 pub mod demo;
+pub mod eval;
+pub mod heap;
 pub mod output;
 pub mod progress;
 pub mod run;
@@ -56,6 +58,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         }
         Command::State(StateCommand::Show(show)) => {
             emit(&run::state_show(&show.state.state)?, show.json)
+        }
+        Command::Eval(eval) => {
+            let settings = settings::Eval::resolve(eval)?;
+            eval::run(&settings, &progress)
         }
         Command::Demo(demo) => demo::run(&demo, &progress),
     }

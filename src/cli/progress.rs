@@ -1,21 +1,39 @@
 //! Progress as a bar on the terminal, and warnings as lines on stderr.
 
-use std::io::Write;
-use std::sync::Mutex;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fledge::progress::{Progress, Stage};
 use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::SIGINT;
+use signal_hook::flag::{register, register_conditional_default};
 
 /// Shows one bar, on stderr. Where stderr is no terminal there is no bar, only the warnings.
 #[derive(Debug, Default)]
 pub struct Terminal {
     bar: Mutex<Option<ProgressBar>>,
+    /// Set by Ctrl-C, once [`Terminal::cancel_on_interrupt`] was called.
+    interrupted: Arc<AtomicBool>,
 }
 
 impl Terminal {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// From now on the first Ctrl-C asks the job to end when what it has finished is safe; the
+    /// second ends the program at once.
+    ///
+    /// # Errors
+    /// When the signal cannot be caught.
+    pub fn cancel_on_interrupt(&self) -> io::Result<()> {
+        let flag = &self.interrupted;
+        // In this order: the second one finds the flag that the first one set.
+        register_conditional_default(SIGINT, Arc::clone(flag))?;
+        register(SIGINT, Arc::clone(flag))?;
+        Ok(())
     }
 
     fn bar(&self) -> std::sync::MutexGuard<'_, Option<ProgressBar>> {
@@ -78,6 +96,10 @@ impl Progress for Terminal {
             Some(bar) => bar.suspend(line),
             None => line(),
         }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
     }
 }
 

@@ -15,7 +15,6 @@ use fledge::vit::import::{self, ImportError};
 use fledge::vit::store::{Description, ModelStore, Step};
 use fledge::{LearnSettings, Learner, Progress, Stage};
 
-use super::args;
 use super::demo::story::Board;
 use super::output::{
     Answer, Candidate, ClassScore, ClassifiedImage, ClassifyReport, ForgetReport, LearnReport,
@@ -137,17 +136,12 @@ fn setup(settings: &settings::Learn, depth: usize) -> Setup {
     }
     Setup {
         resolution: settings.resolution.map_or(defaults.resolution, |r| r.get()),
-        adapt_blocks: settings.adapt_blocks.map_or(defaults.adapt_blocks, blocks),
+        adapt_blocks: settings
+            .adapt_blocks
+            .map_or(defaults.adapt_blocks, AdaptBlocks::from),
         rank: settings.rank.unwrap_or(defaults.rank),
         seed: settings.seed,
         ..defaults
-    }
-}
-
-fn blocks(asked: args::AdaptBlocks) -> AdaptBlocks {
-    match asked {
-        args::AdaptBlocks::All => AdaptBlocks::All,
-        args::AdaptBlocks::Last(n) => AdaptBlocks::Last(n.get()),
     }
 }
 
@@ -181,7 +175,7 @@ fn refuse_changes(settings: &settings::Learn, knowledge: &Knowledge) -> anyhow::
     }
     if let Some(asked) = settings.adapt_blocks {
         let is = knowledge.adapted_blocks();
-        let asked = match blocks(asked) {
+        let asked = match asked.into() {
             AdaptBlocks::All => is + knowledge.first_adapted,
             AdaptBlocks::Last(n) => n,
         };

@@ -5,12 +5,15 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use fledge::LearnSettings;
+use fledge::eval::{EvalSettings, Variant};
+use fledge::learner::Setup;
 use fledge::state;
 use fledge::vit::store::user_home;
 
 use super::args::{
-    AdaptBlocks, ClassifyArguments, ForgetArguments, LearnArguments, ModelGetArguments,
-    ScoreArguments,
+    AdaptBlocks, ClassifyArguments, EvalArguments, ForgetArguments, LearnArguments,
+    ModelGetArguments, ScoreArguments,
 };
 
 #[derive(Debug, Clone)]
@@ -130,6 +133,118 @@ impl Forget {
                 Some(number) => state::Forget::Task(number.get() - 1),
                 None => state::Forget::Classes(arguments.classes),
             },
+        }
+    }
+}
+
+/// Where the report of an evaluation goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    Stdout,
+    File(PathBuf),
+}
+
+#[derive(Debug, Clone)]
+pub struct Eval {
+    pub home: PathBuf,
+    pub model: Option<String>,
+    pub threads: NonZeroUsize,
+    pub comparison: EvalSettings,
+    /// `None` prints a table.
+    pub json: Option<Destination>,
+    /// Whether to go on from the report that is there already.
+    pub resume: bool,
+}
+
+impl Eval {
+    pub fn resolve(arguments: EvalArguments) -> anyhow::Result<Self> {
+        let json = arguments.json.clone().map(|out| match out {
+            out if out.as_os_str() == "-" => Destination::Stdout,
+            out => Destination::File(out),
+        });
+        if arguments.resume && json == Some(Destination::Stdout) {
+            bail!("--resume goes on from a file; give --json the name of one");
+        }
+        Ok(Self {
+            home: user_home()?,
+            model: arguments.model.clone(),
+            threads: arguments.threads.unwrap_or_else(cores),
+            json,
+            resume: arguments.resume,
+            comparison: EvalSettings {
+                protocol: arguments.protocol,
+                data: task_folder(arguments.data.clone())?,
+                tasks: arguments.tasks.map(NonZeroUsize::get),
+                order: arguments.order.clone(),
+                seeds: arguments.seeds.get(),
+                order_seed: arguments.order_seed,
+                variants: variants(&arguments),
+            },
+        })
+    }
+}
+
+/// Every method with every combination of what is varied.
+fn variants(arguments: &EvalArguments) -> Vec<Variant> {
+    let mut setup = Setup::default();
+    setup.resolution = arguments
+        .resolution
+        .map_or(setup.resolution, NonZeroUsize::get);
+    let mut settings = LearnSettings::default();
+    if let Some(epochs) = arguments.epochs {
+        settings.fit.epochs = epochs.get();
+        settings.fit.core_epochs = epochs.get();
+    }
+    let mut variants: Vec<Variant> = Vec::new();
+    for &method in &arguments.method {
+        variants.push(Variant {
+            name: method.to_string(),
+            method,
+            setup: setup.clone(),
+            settings: settings.clone(),
+        });
+    }
+    vary(
+        &mut variants,
+        "blocks",
+        &arguments.adapt_blocks,
+        |v, blocks| {
+            v.setup.adapt_blocks = (*blocks).into();
+        },
+    );
+    vary(
+        &mut variants,
+        "prompts",
+        &arguments.prompts,
+        |v, &prompts| {
+            v.setup.prompts = prompts;
+        },
+    );
+    vary(&mut variants, "guard", &arguments.guard, |v, &guard| {
+        v.settings.fit.guard = guard;
+    });
+    variants
+}
+
+/// Replaces every variant by one for each value; a single value needs no new name.
+fn vary<T: std::fmt::Display>(
+    variants: &mut Vec<Variant>,
+    what: &str,
+    values: &[T],
+    set: impl Fn(&mut Variant, &T),
+) {
+    if values.is_empty() {
+        return;
+    }
+    let bare = std::mem::take(variants);
+    for variant in bare {
+        for value in values {
+            let mut variant = variant.clone();
+            if values.len() > 1 {
+                variant.name = format!("{} {what}={value}", variant.name);
+            }
+            set(&mut variant, value);
+            variants.push(variant);
         }
     }
 }
