@@ -45,7 +45,7 @@ pub enum EvalError {
         method: String,
         seed: u64,
         task: usize,
-        source: LearnError,
+        source: Box<LearnError>,
     },
     #[error(
         "the runs to go on from belong to another comparison (other data, tasks, order, resolution, model or threads); leave --resume out or name another file"
@@ -207,11 +207,11 @@ impl Job<'_> {
             if progress.cancelled() {
                 return Ok(None);
             }
-            let failed = |source| EvalError::Learn {
+            let failed = |error| EvalError::Learn {
                 method: self.variant.name.clone(),
                 seed: self.seed,
                 task: index + 1,
-                source,
+                source: Box::new(error),
             };
             let before = peak_heap.map(|heap| {
                 heap.reset();
