@@ -37,11 +37,10 @@ impl<'a> Sequential<'a> {
 
 impl Contender for Sequential<'_> {
     fn learn(&mut self, task: &EncodedTask<'_>) -> Result<Learned, LearnError> {
-        let before = self.learner.knowledge().tasks.len();
         let report = self
             .learner
             .learn_with(task, &self.settings, &mut self.research, &Silent)?;
-        let mut bytes = self.learner.knowledge().task_bytes(before);
+        let mut bytes = bytes_of_latest(self.learner.knowledge());
         if self.exemplars > 0 {
             for class in &task.classes {
                 let kept = class.training.iter().take(self.exemplars);
@@ -52,11 +51,11 @@ impl Contender for Sequential<'_> {
                 }
             }
         }
-        let task = &self.learner.knowledge().tasks[before];
+        let latest = self.learner.knowledge().tasks.last();
         Ok(Learned {
             parameters: report.parameters_added,
             bytes,
-            rank: (task.rank > 0).then_some(task.rank),
+            rank: latest.map(|task| task.rank).filter(|&rank| rank > 0),
         })
     }
 
@@ -108,12 +107,12 @@ impl Contender for PerTask<'_> {
         }
         self.learner.learn_encoded(task, &instant, &Silent)?;
         let router = self.learner.knowledge().clone();
-        let shared = router.task_bytes(router.tasks.len() - 1);
+        let shared = bytes_of_latest(&router);
         self.router = Some(router);
         self.learner.start_over(&self.setup)?;
         let report = self.learner.learn_encoded(task, &self.settings, &Silent)?;
         let own = self.learner.knowledge().clone();
-        let bytes = own.task_bytes(0) + 4 * report.parameters_added + shared;
+        let bytes = bytes_of_latest(&own) + 4 * report.parameters_added + shared;
         let rank = own.adapters.rank;
         self.tasks.push(own);
         Ok(Learned {
@@ -143,4 +142,10 @@ impl Contender for PerTask<'_> {
         }
         Ok(answers)
     }
+}
+
+/// Bytes that the task learned last takes.
+fn bytes_of_latest(knowledge: &Knowledge) -> usize {
+    let latest = knowledge.tasks.last();
+    latest.map_or(0, |task| knowledge.task_bytes(task))
 }
