@@ -17,9 +17,9 @@
 //! let report = learner.learn(Path::new("birds"), &LearnSettings::default(), &Silent)?;
 //! assert!(report.images > 0);
 //!
-//! let recogniser = learner.recogniser()?;
-//! let guesses = recogniser.classify(&mut recogniser.session(), Path::new("photo.jpg"))?;
-//! assert!(guesses[0].probability <= 1.0);
+//! let recogniser = learner.recogniser()?.rejecting(0.05)?;
+//! let answer = recogniser.classify(&mut recogniser.session(), Path::new("photo.jpg"))?;
+//! assert!(answer.unknown || answer.guesses[0].probability <= 1.0);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

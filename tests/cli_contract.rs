@@ -74,8 +74,11 @@ fn every_command_has_help_with_its_flags() {
                 "--json",
             ],
         ),
-        (&["score"], &["--task", "--state", "--json"]),
-        (&["classify"], &["IMAGE", "--state", "--top", "--json"]),
+        (&["score"], &["--task", "--state", "--reject", "--json"]),
+        (
+            &["classify"],
+            &["IMAGE", "--state", "--top", "--reject", "--json"],
+        ),
         (&["forget"], &["--class", "--task", "--state", "--json"]),
         (&["state", "show"], &["--state", "--json", "learned.fledge"]),
         (&["demo"], &["--keep"]),
@@ -103,7 +106,7 @@ fn the_version_is_the_crate_s() {
 
 #[test]
 fn bad_usage_exits_with_2_and_leaves_stdout_alone() {
-    let wrong: [&[&str]; 16] = [
+    let wrong: [&[&str]; 17] = [
         &[],
         &["fly"],
         &["learn"],
@@ -116,6 +119,7 @@ fn bad_usage_exits_with_2_and_leaves_stdout_alone() {
         &["learn", "--task", ".", "--seed", "first"],
         &["classify"],
         &["classify", "a.jpg", "--top", "0"],
+        &["classify", "a.jpg", "--reject", "5"],
         &["forget"],
         &["forget", "--task", "0"],
         &["forget", "--task", "1", "--class", "robin"],

@@ -54,39 +54,6 @@ pub struct Adapters {
     pub remembered: f64,
 }
 
-impl TaskCore {
-    /// `core += sign M N^T`, `core` being `[r, r]`.
-    ///
-    /// # Panics
-    /// When M, N and the core do not belong to the same r.
-    pub fn add_to(&self, sign: f32, core: &mut [f32], r: usize) {
-        let t = self.n.len() / r;
-        let n = MatRef::new(&self.n, r, t).t();
-        matmul(
-            sign,
-            MatRef::new(&self.m, r, t),
-            n,
-            1.0,
-            MatMut::new(core, r, r),
-        );
-    }
-
-    /// Appends the columns of `other`, so that the product becomes the sum of both.
-    ///
-    /// # Panics
-    /// When the two do not belong to the same r.
-    pub fn join(&mut self, other: &Self, r: usize) {
-        for (ours, theirs) in [(&mut self.m, &other.m), (&mut self.n, &other.n)] {
-            let (width, added) = (ours.len() / r, theirs.len() / r);
-            let rows = (0..r).flat_map(|i| {
-                let own = &ours[i * width..(i + 1) * width];
-                own.iter().chain(&theirs[i * added..(i + 1) * added])
-            });
-            *ours = rows.copied().collect();
-        }
-    }
-}
-
 impl Adapters {
     /// Fresh adapters that change nothing yet: A has random orthonormal columns, B is zero, C is
     /// the identity

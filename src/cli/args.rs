@@ -10,6 +10,7 @@ use std::str::FromStr;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use fledge::eval::{Method, Protocol};
+use fledge::learner::DEFAULT_FALSE_ALARMS;
 
 /// Teaches a small board new things to recognise, one task after another, without forgetting the
 /// earlier ones.
@@ -125,6 +126,27 @@ pub struct LearnArguments {
     pub json: bool,
 }
 
+/// When to answer "unknown".
+#[derive(Debug, Args)]
+pub struct RejectArgument {
+    /// Answer "unknown" for images far from every class; of images of known classes this share may
+    /// be called so wrongly, judging by those held back while learning. 0 turns it off
+    #[arg(
+        long,
+        value_name = "RATE",
+        default_value_t = DEFAULT_FALSE_ALARMS,
+        value_parser = rate
+    )]
+    pub reject: f32,
+}
+
+fn rate(text: &str) -> Result<f32, String> {
+    text.parse()
+        .ok()
+        .filter(|rate| (0.0..=1.0).contains(rate))
+        .ok_or_else(|| "expected a rate from 0 to 1, such as 0.05".to_owned())
+}
+
 #[derive(Debug, Args)]
 pub struct ScoreArguments {
     /// Folder with one folder of photos a class, named by the class
@@ -132,6 +154,8 @@ pub struct ScoreArguments {
     pub task: PathBuf,
     #[command(flatten)]
     pub state: StateArgument,
+    #[command(flatten)]
+    pub reject: RejectArgument,
     /// Print one JSON object; accuracies are fractions from 0 to 1
     #[arg(long)]
     pub json: bool,
@@ -144,6 +168,8 @@ pub struct ClassifyArguments {
     pub images: Vec<PathBuf>,
     #[command(flatten)]
     pub state: StateArgument,
+    #[command(flatten)]
+    pub reject: RejectArgument,
     /// How many of the likeliest classes to list
     #[arg(long, value_name = "N", default_value = "3")]
     pub top: NonZeroUsize,
@@ -353,6 +379,15 @@ mod tests {
         );
         for wrong in ["0", "-1", "some", ""] {
             assert!(wrong.parse::<AdaptBlocks>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_rejection_rate_lies_between_0_and_1() {
+        assert_eq!(rate("0"), Ok(0.0));
+        assert_eq!(rate("0.05"), Ok(0.05));
+        for wrong in ["-0.1", "5", "NaN", "some"] {
+            assert!(rate(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use fledge::data::Skipped;
 use fledge::head::TaskId;
-use fledge::learner::{AdaptBlocks, EncodeError, ScoreError, Setup};
+use fledge::learner::{AdaptBlocks, EncodeError, Recognised, ScoreError, Setup};
 use fledge::state::{self, Knowledge, Revision, StateError};
 use fledge::train::frozen;
 use fledge::vit::import::{self, ImportError};
@@ -197,7 +197,8 @@ fn losses(skipped: &[Skipped]) -> usize {
 }
 
 pub fn score(settings: &settings::Score, progress: &dyn Progress) -> anyhow::Result<ScoreReport> {
-    let report = open(&settings.home, &settings.state)?.score(&settings.task, progress)?;
+    let report =
+        open(&settings.home, &settings.state)?.score(&settings.task, settings.reject, progress)?;
     for lost in report.skipped.iter().filter(|s| s.reason.is_loss()) {
         progress.warn(&format!("skipped: {lost}"));
     }
@@ -207,7 +208,9 @@ pub fn score(settings: &settings::Score, progress: &dyn Progress) -> anyhow::Res
         .map(|class| {
             let score = ClassScore {
                 images: class.images,
-                accuracy: class.right as f64 / class.images.max(1) as f64,
+                accuracy: (class.known && class.images > 0)
+                    .then(|| class.right as f64 / class.images as f64),
+                unknown: class.unknown,
             };
             (class.class.clone(), score)
         })
@@ -215,6 +218,9 @@ pub fn score(settings: &settings::Score, progress: &dyn Progress) -> anyhow::Res
     Ok(ScoreReport {
         images: report.images(),
         accuracy: report.accuracy(),
+        unknown: report.unknown(),
+        open_set_accuracy: report.open_set_accuracy(),
+        reject: settings.reject,
         per_class,
         ms_per_image: report.ms_per_image,
         skipped: losses(&report.skipped),
@@ -226,13 +232,13 @@ pub fn classify(
     progress: &dyn Progress,
 ) -> anyhow::Result<ClassifyReport> {
     let learner = open(&settings.home, &settings.state)?;
-    let recogniser = learner.recogniser()?;
+    let recogniser = learner.recogniser()?.rejecting(settings.reject)?;
     let mut session = recogniser.session();
     progress.begin(Stage::Score, settings.images.len());
     let mut images = Vec::with_capacity(settings.images.len());
     for image in &settings.images {
         let answer = match recogniser.classify(&mut session, image) {
-            Ok(guesses) => named(&guesses, settings.top.get())?,
+            Ok(recognised) => named(&recognised, settings.top.get())?,
             Err(ScoreError::Encode(EncodeError::Decode(error))) => Answer::Unreadable {
                 error: error.to_string(),
             },
@@ -248,21 +254,23 @@ pub fn classify(
     Ok(ClassifyReport { images })
 }
 
-fn named(guesses: &[fledge::learner::Guess], top: usize) -> anyhow::Result<Answer> {
-    let best = guesses
+fn named(recognised: &Recognised, top: usize) -> anyhow::Result<Answer> {
+    let best = recognised
+        .guesses
         .first()
         .context("the state file knows no class; learn a task first")?;
-    Ok(Answer::Named {
-        label: best.class.clone(),
-        probability: best.probability.into(),
-        top: guesses
-            .iter()
-            .take(top)
-            .map(|guess| Candidate {
-                label: guess.class.clone(),
-                probability: guess.probability.into(),
-            })
-            .collect(),
+    let top = recognised
+        .guesses
+        .iter()
+        .take(top)
+        .map(|guess| Candidate {
+            label: guess.class.clone(),
+            probability: guess.probability.into(),
+        })
+        .collect();
+    Ok(match recognised.unknown {
+        true => Answer::unknown(top),
+        false => Answer::named(best.class.clone(), best.probability.into(), top),
     })
 }
 

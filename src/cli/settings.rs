@@ -88,6 +88,8 @@ pub struct Score {
     pub home: PathBuf,
     pub task: PathBuf,
     pub state: PathBuf,
+    /// Share of known images that may be called unknown; 0 calls none so.
+    pub reject: f32,
 }
 
 impl Score {
@@ -96,6 +98,7 @@ impl Score {
             home: user_home()?,
             task: task_folder(arguments.task)?,
             state: arguments.state.state,
+            reject: arguments.reject.reject,
         })
     }
 }
@@ -106,6 +109,8 @@ pub struct Classify {
     pub images: Vec<PathBuf>,
     pub state: PathBuf,
     pub top: NonZeroUsize,
+    /// Share of known images that may be called unknown; 0 calls none so.
+    pub reject: f32,
 }
 
 impl Classify {
@@ -115,6 +120,7 @@ impl Classify {
             images: arguments.images,
             state: arguments.state.state,
             top: arguments.top,
+            reject: arguments.reject.reject,
         })
     }
 }

@@ -9,6 +9,7 @@
 
 use std::ops::Range;
 
+use super::cholesky::dot;
 use super::fit::{PartFit, Workspace};
 use super::{ClassId, HeadError, Layout, Mahalanobis, Statistics, TaskId};
 
@@ -256,6 +257,14 @@ impl Classifier {
         let range = self.layout.part(part);
         let weight = &self.weight(component)[range.clone()];
         f64::from(centred_dot(weight, features, &self.center[range]))
+    }
+
+    /// `w_k^T d` of one part, `deviation` being d there.
+    pub(super) fn slope(&self, component: usize, part: usize, deviation: &[f32]) -> f64 {
+        f64::from(dot(
+            &self.weight(component)[self.layout.part(part)],
+            deviation,
+        ))
     }
 
     fn component_score(&self, component: usize, features: &[f32]) -> f64 {

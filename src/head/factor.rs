@@ -158,6 +158,17 @@ impl Rows {
         &mut self.data[start..]
     }
 
+    /// The sum of the rows with signs: its outer product is `R^T R` on average over them.
+    pub(super) fn mix(&self, mut sign: impl FnMut() -> bool, out: &mut [f32]) {
+        out.fill(0.0);
+        for row in self.data.chunks_exact(self.dim) {
+            let weight = if sign() { 1.0 } else { -1.0 };
+            for (sum, v) in out.iter_mut().zip(row) {
+                *sum += weight * v;
+            }
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn row(&self, i: usize) -> &[f32] {
         &self.data[i * self.dim..][..self.dim]

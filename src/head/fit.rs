@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::cholesky;
 use super::factor::packed_row;
-use super::{ClassId, Classifier, Layout, Statistics, TaskId};
+use super::{ClassId, Classifier, Component, Layout, Statistics, TaskId};
 
 /// Right-hand sides solved at a time.
 const COLUMNS: usize = 64;
@@ -47,6 +47,10 @@ pub(super) struct Member {
 impl Member {
     pub(super) fn key(&self) -> (ClassId, TaskId) {
         (self.class, self.task)
+    }
+
+    pub(super) fn component<'s>(&self, sources: &[&'s Statistics]) -> &'s Component {
+        &sources[self.source].components()[self.index]
     }
 
     fn same_component(&self, other: &Self) -> bool {
@@ -206,7 +210,7 @@ impl Workspace {
             }
             let mean = &row[layout.part(part)];
             for member in group {
-                let component = &sources[member.source].components()[member.index];
+                let component = member.component(sources);
                 let deviation = &mut self.rhs[..dim];
                 let own = &component.mean[layout.part(part)];
                 for (d, (x, m)) in deviation.iter_mut().zip(own.iter().zip(mean)) {
@@ -230,7 +234,7 @@ pub(super) fn pooled_mean(
     range: Range<usize>,
     out: &mut [f32],
 ) {
-    let component = |m: &Member| &sources[m.source].components()[m.index];
+    let component = |m: &Member| m.component(sources);
     if let [only] = group {
         out.copy_from_slice(&component(only).mean[range]);
         return;

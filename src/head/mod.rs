@@ -4,8 +4,8 @@
 //! pooling. [`Statistics`] holds what was learned: a count and a mean per component (one class of
 //! one task) and, per part, one covariance shared by all of them. [`Classifier`] is fitted from
 //! statistics in closed form, [`Calibration`] turns its scores into
-//! probabilities, and [`RelativeMahalanobis`] with a [`Sketch`] of validation distances says when an
-//! image is like nothing that was learned.
+//! probabilities, and [`Novelty`] with a [`Sketch`] of that of validation images says when an image is
+//! like nothing that was learned.
 
 mod calibration;
 mod cholesky;
@@ -14,6 +14,7 @@ mod factor;
 mod fit;
 mod forget;
 mod layout;
+mod novelty;
 mod reject;
 mod relative;
 mod statistics;
@@ -24,6 +25,7 @@ pub use classifier::Classifier;
 pub use factor::Factor;
 pub use fit::{PartFit, Workspace};
 pub use layout::{ClassId, Layout, TaskId};
+pub use novelty::{Novelties, Novelty};
 pub use reject::{Mahalanobis, Sketch};
 pub use relative::RelativeMahalanobis;
 pub use statistics::{Component, Statistics};

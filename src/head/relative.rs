@@ -97,16 +97,23 @@ impl RelativeMahalanobis {
         let mut whitened = vec![0.0f32; self.components];
         let mut square = 0.0f64;
         for (part, x) in features.chunks_exact(layout.dim).enumerate() {
-            let factor = &self.factors[part * packed..];
-            for i in 0..self.components {
-                let (row, pivot) = factor[packed_row(i)..=packed_row(i) + i].split_at(i);
-                let u = (classifier.projection(i, part, x) / scale) as f32;
-                whitened[i] = (u - dot(row, &whitened[..i])) / pivot[0];
-                square += f64::from(whitened[i]).powi(2);
+            for (i, u) in whitened.iter_mut().enumerate() {
+                *u = (classifier.projection(i, part, x) / scale) as f32;
             }
+            self.whiten(part, &mut whitened);
+            square += whitened.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         }
         let (score, _) = classifier.nearest(features);
         Ok(((square - 2.0 * score) / layout.width() as f64) as f32)
+    }
+
+    /// `L^-1 v` of one part, in place; `v` is `[K]`.
+    pub(super) fn whiten(&self, part: usize, v: &mut [f32]) {
+        let factor = &self.factors[part * packed_row(self.components)..];
+        for i in 0..self.components {
+            let (row, pivot) = factor[packed_row(i)..=packed_row(i) + i].split_at(i);
+            v[i] = (v[i] - dot(row, &v[..i])) / pivot[0];
+        }
     }
 
     /// Bytes of the kept numbers.

@@ -12,7 +12,7 @@ use crate::data::PrefixCache;
 use crate::head::{ClassId, Classifier, DEFAULT_SHRINKAGE, Transport};
 use crate::state::{Knowledge, TaskRecord};
 use crate::train::fit::{FitSettings, Fitted, fit};
-use crate::train::judge::{classes_in, judge, learn_into};
+use crate::train::judge::{classes_in, judge, learn_into, novelties};
 use crate::train::parameters::Guard;
 use crate::train::stack::Phase;
 use crate::train::trainer::{Encoded, Features, FitError, Target, Trainer};
@@ -249,6 +249,7 @@ impl Learner {
         if let Some(temperature) = judged.temperature {
             next.calibration.add(temperature);
         }
+        let novelties = novelties(&encoded, &next.head, &features, settings.fit.shrinkage)?;
         let task_id = known.next_task();
         learn_into(&mut next.head, &labels, &own, &features, task_id)?;
         if let Some(fisher) = &mut research.fisher {
@@ -266,6 +267,7 @@ impl Learner {
                 settings.task_rank
             },
             cores,
+            novelties,
         });
         drop(trainer);
         self.knowledge = next;

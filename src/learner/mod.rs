@@ -21,7 +21,9 @@ pub use encode::{EncodeError, Encoder};
 pub(crate) use encoded::Research;
 pub use encoded::{EncodedClass, EncodedTask};
 pub use learn::{LearnError, LearnReport, LearnSettings};
-pub use recognise::{ClassScore, Guess, Recogniser, ScoreError, ScoreReport};
+pub use recognise::{
+    ClassScore, DEFAULT_FALSE_ALARMS, Guess, Recognised, Recogniser, ScoreError, ScoreReport,
+};
 
 /// How many of a model's blocks carry adapters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

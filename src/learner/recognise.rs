@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{EncodeError, Encoder, Learner};
 use crate::data::{FolderError, Skipped, TaskFolder};
-use crate::head::{Classifier, HeadError, probabilities};
+use crate::head::{Classifier, DEFAULT_SHRINKAGE, HeadError, Novelty, probabilities};
 use crate::state::Knowledge;
 use crate::train::stack::Stack;
 use crate::vit::PrefixError;
@@ -19,12 +19,32 @@ pub struct Guess {
     pub probability: f32,
 }
 
+/// What is on an image, as far as fledge knows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recognised {
+    /// All known classes, most probable first, as if it had to be one of them.
+    pub guesses: Vec<Guess>,
+    /// Whether the image is far from every class. Never, unless [`Recogniser::rejecting`].
+    pub unknown: bool,
+}
+
+/// Share of known images that may be called unknown, unless asked otherwise.
+pub const DEFAULT_FALSE_ALARMS: f32 = 0.05;
+
+/// What an image must exceed to be unknown.
+#[derive(Debug)]
+struct Rejection {
+    novelty: Novelty,
+    threshold: f32,
+}
+
 /// Ready to name the classes of images: the fitted head, the prefix, and the adapted blocks.
 #[derive(Debug)]
 pub struct Recogniser<'a> {
     knowledge: &'a Knowledge,
     encoder: Encoder<'a>,
     classifier: Classifier,
+    rejection: Option<Rejection>,
     learner: &'a Learner,
 }
 
@@ -49,12 +69,19 @@ pub enum ScoreError {
     Head(#[from] HeadError),
 }
 
-/// Accuracy on one class.
+/// What came of the images of one class.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassScore {
     pub class: String,
+    /// Whether it was ever learned.
+    pub known: bool,
     pub images: usize,
+    /// Images whose best class is this one, called unknown or not.
     pub right: usize,
+    /// Images called unknown.
+    pub unknown: usize,
+    /// Images answered as they should be: by name if the class is known, else as unknown.
+    pub answered: usize,
 }
 
 /// What came of scoring a folder.
@@ -71,11 +98,29 @@ impl ScoreReport {
         self.per_class.iter().map(|class| class.images).sum()
     }
 
-    /// Share of images whose class was named, 0 to 1.
-    pub fn accuracy(&self) -> f64 {
-        let right: usize = self.per_class.iter().map(|class| class.right).sum();
-        right as f64 / self.images().max(1) as f64
+    /// Share of the images of known classes whose best class is theirs, 0 to 1, whether they were
+    /// called unknown or not; `None` when the folder has no known class.
+    pub fn accuracy(&self) -> Option<f64> {
+        let known = self.per_class.iter().filter(|class| class.known);
+        share(known.map(|class| (class.right, class.images)))
     }
+
+    /// Share of all images answered as they should be, 0 to 1: by name where the class is known,
+    /// as unknown where it is not.
+    pub fn open_set_accuracy(&self) -> Option<f64> {
+        let classes = self.per_class.iter();
+        share(classes.map(|class| (class.answered, class.images)))
+    }
+
+    /// Images called unknown.
+    pub fn unknown(&self) -> usize {
+        self.per_class.iter().map(|class| class.unknown).sum()
+    }
+}
+
+fn share(counts: impl Iterator<Item = (usize, usize)>) -> Option<f64> {
+    let (part, all) = counts.fold((0, 0), |sum, (part, all)| (sum.0 + part, sum.1 + all));
+    (all > 0).then(|| part as f64 / all as f64)
 }
 
 impl Learner {
@@ -85,22 +130,29 @@ impl Learner {
     /// When nothing was learned yet, or the model cannot be prepared.
     pub fn recogniser(&self) -> Result<Recogniser<'_>, ScoreError> {
         let knowledge = self.knowledge();
-        let classifier = Classifier::fit(&[&knowledge.head], crate::head::DEFAULT_SHRINKAGE)?;
+        let classifier = Classifier::fit(&[&knowledge.head], DEFAULT_SHRINKAGE)?;
         Ok(Recogniser {
             knowledge,
             encoder: self.encoder()?,
             classifier,
+            rejection: None,
             learner: self,
         })
     }
 
-    /// Classifies every image of a folder of class folders against all classes known.
+    /// Classifies every image of a folder of class folders against all classes known;
+    /// `false_alarms` as in [`Recogniser::rejecting`].
     ///
     /// # Errors
     /// When the folder has no images or the model cannot be run.
-    pub fn score(&self, folder: &Path, progress: &dyn Progress) -> Result<ScoreReport, ScoreError> {
+    pub fn score(
+        &self,
+        folder: &Path,
+        false_alarms: f32,
+        progress: &dyn Progress,
+    ) -> Result<ScoreReport, ScoreError> {
         use rayon::prelude::*;
-        let recogniser = self.recogniser()?;
+        let recogniser = self.recogniser()?.rejecting(false_alarms)?;
         let folder = TaskFolder::scan(folder)?;
         let work: Vec<(usize, &PathBuf)> = folder
             .classes
@@ -110,7 +162,7 @@ impl Learner {
             .collect();
         progress.begin(Stage::Score, work.len());
         let start = Instant::now();
-        let answers: Vec<Result<String, EncodeError>> = self.pool.install(|| {
+        let answers: Vec<Result<Best, EncodeError>> = self.pool.install(|| {
             work.par_iter()
                 .map_init(
                     || recogniser.session(),
@@ -129,16 +181,27 @@ impl Learner {
             .iter()
             .map(|class| ClassScore {
                 class: class.name.clone(),
+                known: self.knowledge().class(&class.name).is_some(),
                 images: 0,
                 right: 0,
+                unknown: 0,
+                answered: 0,
             })
             .collect();
         let mut skipped = folder.skipped;
         for ((class, _), answer) in work.iter().zip(answers) {
             match answer {
-                Ok(name) => {
-                    per_class[*class].images += 1;
-                    per_class[*class].right += usize::from(name == per_class[*class].class);
+                Ok(best) => {
+                    let score = &mut per_class[*class];
+                    let right = best.class == score.class;
+                    let as_it_should_be = match score.known {
+                        true => right && !best.unknown,
+                        false => best.unknown,
+                    };
+                    score.images += 1;
+                    score.right += usize::from(right);
+                    score.unknown += usize::from(best.unknown);
+                    score.answered += usize::from(as_it_should_be);
                 }
                 Err(EncodeError::Decode(error)) => skipped.push(error.into()),
                 Err(error) => return Err(error.into()),
@@ -152,7 +215,30 @@ impl Learner {
     }
 }
 
+/// The best class of an image, and whether even that one is far away.
+struct Best {
+    class: String,
+    unknown: bool,
+}
+
 impl<'a> Recogniser<'a> {
+    /// Calls images that are far from every class unknown, so that of images of known classes a
+    /// share of `false_alarms` is, going by the held-back images of all tasks. With 0, or when no
+    /// images were held back, nothing is unknown.
+    ///
+    /// # Errors
+    /// When the head cannot be fitted.
+    pub fn rejecting(mut self, false_alarms: f32) -> Result<Self, ScoreError> {
+        self.rejection = None;
+        if false_alarms > 0.0 {
+            let (classifier, novelty) = Novelty::fit(&[&self.knowledge.head], DEFAULT_SHRINKAGE)?;
+            let tasks = self.knowledge.tasks.iter().map(|task| &task.novelties);
+            let threshold = novelty.threshold(&classifier, tasks, false_alarms);
+            self.rejection = Some(Rejection { novelty, threshold });
+        }
+        Ok(self)
+    }
+
     /// Buffers for one thread.
     pub fn session(&self) -> Session<'a> {
         let shape = self.learner.stack_shape(1);
@@ -164,7 +250,7 @@ impl<'a> Recogniser<'a> {
         }
     }
 
-    /// All known classes, most probable first.
+    /// Says what is on an image.
     ///
     /// # Errors
     /// When the file is no image that can be decoded, or the model cannot be run.
@@ -172,8 +258,8 @@ impl<'a> Recogniser<'a> {
         &self,
         session: &mut Session<'_>,
         path: &Path,
-    ) -> Result<Vec<Guess>, ScoreError> {
-        self.scores(session, path)?;
+    ) -> Result<Recognised, ScoreError> {
+        let unknown = self.scores(session, path)?;
         let mut chances = vec![0.0; session.scores.len()];
         probabilities(
             &session.scores,
@@ -193,35 +279,40 @@ impl<'a> Recogniser<'a> {
             })
             .collect();
         guesses.sort_by(|a, b| b.probability.total_cmp(&a.probability));
-        Ok(guesses)
+        Ok(Recognised { guesses, unknown })
     }
 
-    /// Writes the scores of an image into the session.
-    fn scores(&self, session: &mut Session<'_>, path: &Path) -> Result<(), ScoreError> {
+    /// Writes the scores of an image into the session, and says whether it is unknown.
+    fn scores(&self, session: &mut Session<'_>, path: &Path) -> Result<bool, ScoreError> {
         let (pooled, made) = session.features.split_at_mut(self.encoder.pooled());
         self.encoder.run(path, session.stack.input(0), pooled)?;
         session.stack.forward(&self.knowledge.adapters, 1, made);
         self.classifier
             .scores(&session.features, &mut session.scores)?;
-        Ok(())
+        let Some(rejection) = &self.rejection else {
+            return Ok(false);
+        };
+        let novelty = rejection.novelty.of(&self.classifier, &session.features)?;
+        Ok(novelty.is_some_and(|novelty| novelty > rejection.threshold))
     }
 
-    /// Name of the best class; a file that is no image is an answer too, other failures are not.
+    /// The best class; a file that is no image is an answer too, other failures are not.
     fn best(
         &self,
         session: &mut Session<'_>,
         path: &Path,
-    ) -> Result<Result<String, EncodeError>, ScoreError> {
-        match self.scores(session, path) {
-            Ok(()) => {}
+    ) -> Result<Result<Best, EncodeError>, ScoreError> {
+        let unknown = match self.scores(session, path) {
+            Ok(unknown) => unknown,
             Err(ScoreError::Encode(error)) => return Ok(Err(error)),
             Err(error) => return Err(error),
-        }
+        };
         let scores = &session.scores;
         let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
         let class = best.map(|index| self.classifier.classes()[index] as usize);
-        Ok(Ok(class.map_or_else(String::new, |class| {
-            self.knowledge.classes[class].clone()
-        })))
+        Ok(Ok(Best {
+            class: class.map_or_else(String::new, |class| self.knowledge.classes[class].clone()),
+            unknown,
+        }))
     }
 }

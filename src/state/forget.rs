@@ -3,13 +3,14 @@
 //! The head forgets exactly: its statistics become those of a head that never saw what went, up
 //! to rounding. Adapters are shared by all tasks and cannot be unlearned image by image. What one
 //! task added to the cores is taken out again as soon as no later task is left whose statistics
-//! were taken with it; bases, prompts, the drift guard's Gram matrices and the temperature stay as
+//! were taken with it, and the novelty of its held-back images goes with the task; bases, prompts, the drift guard's Gram matrices and the temperature stay as
 //! long as anything is known, and start anew when nothing is.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Knowledge, TaskRecord};
+use super::Knowledge;
+use crate::adapt::Site;
 use crate::head::{Calibration, ClassId, HeadError, TaskId};
 
 /// What to forget.
@@ -127,30 +128,9 @@ impl Knowledge {
             }
         }
         forgotten.classes.reverse();
-        while let Some(empty) = self.tasks.iter().position(|task| task.classes.is_empty()) {
-            let task = self.tasks.remove(empty);
-            forgotten.tasks.push(task.id);
-            self.release_cores(empty, task);
-        }
-    }
-
-    /// Takes the cores of a task that stood at `place` out of the adapters, or, while a later task
-    /// rests on them, leaves them to that one.
-    fn release_cores(&mut self, place: usize, task: TaskRecord) {
-        let rank = self.adapters.rank;
-        match self.tasks.get_mut(place) {
-            None => {
-                for (core, site) in task.cores.iter().zip(&mut self.adapters.sites) {
-                    core.add_to(-1.0, &mut site.core, rank);
-                }
-            }
-            Some(later) if later.cores.is_empty() => later.cores = task.cores,
-            Some(later) => {
-                for (ours, theirs) in later.cores.iter_mut().zip(&task.cores) {
-                    ours.join(theirs, rank);
-                }
-            }
-        }
+        let empty = self.tasks.iter().filter(|task| task.classes.is_empty());
+        forgotten.tasks = empty.map(|task| task.id).collect();
+        self.tasks.retain(|task| !task.classes.is_empty());
     }
 
     /// Nothing is known: what adapted for it goes too.
@@ -177,24 +157,15 @@ impl Knowledge {
     /// What the arithmetic of forgetting relies on; a file need not have been written by fledge.
     fn check_removable(&self) -> Result<(), ForgetError> {
         self.head.check()?;
-        let (d, r) = (self.adapters.dim, self.adapters.rank);
         let holds = |condition: bool, what: &'static str| {
             condition.then_some(()).ok_or(ForgetError::Damaged(what))
         };
-        holds(d > 0 && (1..=d).contains(&r), "its adapters have no width")?;
-        let sites = &self.adapters.sites;
+        let (d, r) = (self.adapters.dim, self.adapters.rank);
+        let whole = |site: &Site| Some(site.a.len()) == d.checked_mul(r);
         holds(
-            sites.iter().all(|site| site.core.len() == r * r),
+            d > 0 && r <= d && self.adapters.sites.iter().all(whole),
             "an adapter has the wrong shape",
         )?;
-        let cores = self.tasks.iter().all(|task| {
-            let fits = |core: &crate::adapt::TaskCore| {
-                core.m.len() == core.n.len() && core.m.len().is_multiple_of(r)
-            };
-            (task.cores.is_empty() || task.cores.len() == sites.len())
-                && task.cores.iter().all(fits)
-        });
-        holds(cores, "a task's cores have the wrong shape")?;
         let known = |class: ClassId| (class as usize) < self.classes.len();
         let taught = self.tasks.iter().flat_map(|task| &task.classes);
         holds(
@@ -207,44 +178,30 @@ impl Knowledge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapt::{Adapters, Projection, TaskCore};
-    use crate::head::{Layout, Statistics};
-    use crate::state::ModelIdentity;
+    use crate::adapt::{Adapters, Projection};
+    use crate::head::{Layout, Novelties, Statistics};
+    use crate::state::{ModelIdentity, TaskRecord};
     use crate::vit::ContentHash;
 
-    const RANK: usize = 3;
-
-    /// Three tasks of one class each, the last two with cores.
+    /// Three tasks of one class each.
     fn knowledge() -> Knowledge {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
-        let mut adapters = Adapters::new(6, RANK, 0..1, &[Projection::Query], 0, &mut rng);
+        let mut adapters = Adapters::new(6, 3, 0..1, &[Projection::Query], 0, &mut rng);
+        adapters.draw_output_bases(&mut rng);
         let mut head = Statistics::new(Layout { parts: 2, dim: 6 });
         let mut tasks = Vec::new();
         for id in 0..3u32 {
             let features: Vec<f32> = (0..24).map(|i| ((i * 7 + id * 5) % 11) as f32).collect();
             head.learn(id, id, &features).unwrap();
-            let cores = match id {
-                0 => Vec::new(),
-                _ => vec![TaskCore {
-                    m: (0..2 * RANK)
-                        .map(|i| (i as f32 + id as f32).sin())
-                        .collect(),
-                    n: (0..2 * RANK)
-                        .map(|i| (i as f32 - id as f32).cos())
-                        .collect(),
-                }],
-            };
-            for core in &cores {
-                core.add_to(1.0, &mut adapters.sites[0].core, RANK);
-            }
             tasks.push(TaskRecord {
                 id,
                 name: format!("task {id}"),
                 classes: vec![(id, 2)],
                 learned_at: 0,
-                adapted: !cores.is_empty(),
-                rank: 2 * cores.len(),
-                cores,
+                adapted: false,
+                rank: 0,
+                cores: Vec::new(),
+                novelties: Novelties::default(),
             });
         }
         Knowledge {
@@ -263,37 +220,15 @@ mod tests {
         }
     }
 
-    /// The core of the first task plus those of the tasks still listed.
-    fn listed_core(k: &Knowledge) -> Vec<f32> {
-        let mut core: Vec<f32> = (0..RANK * RANK)
-            .map(|i| if i % (RANK + 1) == 0 { 1.0 } else { 0.0 })
-            .collect();
-        for task_core in k.tasks.iter().flat_map(|task| &task.cores) {
-            task_core.add_to(1.0, &mut core, RANK);
-        }
-        core
-    }
-
-    fn assert_same(a: &[f32], b: &[f32]) {
-        assert!(
-            a.iter().zip(b).all(|(x, y)| (x - y).abs() < 1e-5),
-            "{a:?} {b:?}"
-        );
-    }
-
     #[test]
-    fn a_core_stays_while_later_statistics_rest_on_it_and_goes_with_them() {
+    fn a_task_goes_and_the_features_stay_those_that_later_statistics_rest_on() {
         let mut k = knowledge();
-        let full = k.adapters.sites[0].core.clone();
-        k.forget(&Forget::Task(1)).unwrap();
-        assert_eq!(k.adapters.sites[0].core, full);
-        assert_same(&listed_core(&k), &full);
+        let adapters = k.adapters.clone();
+        let forgotten = k.forget(&Forget::Task(1)).unwrap();
+        assert_eq!((forgotten.images, &forgotten.tasks[..]), (2, &[1][..]));
+        assert_eq!(k.adapters, adapters);
         assert_eq!(k.tasks.iter().map(|t| t.id).collect::<Vec<_>>(), [0, 2]);
         assert_eq!(k.next_task(), 3);
-        k.forget(&Forget::Classes(vec!["tit".into()])).unwrap();
-        let mut identity = vec![0.0; RANK * RANK];
-        (0..RANK).for_each(|i| identity[i * (RANK + 1)] = 1.0);
-        assert_same(&k.adapters.sites[0].core, &identity);
     }
 
     #[test]
@@ -327,8 +262,8 @@ mod tests {
     #[test]
     fn a_damaged_state_is_refused_and_stays_as_it_is() {
         let damages: [fn(&mut Knowledge); 3] = [
-            |k| k.tasks[1].cores[0].m.truncate(1),
-            |k| k.adapters.sites[0].core.clear(),
+            |k| k.adapters.dim = 0,
+            |k| k.tasks[1].classes[0].0 = 9,
             |k| k.classes.truncate(1),
         ];
         for damage in damages {

@@ -9,7 +9,7 @@ pub use file::{Revision, StateError, check_writable, encode, read, write};
 pub use forget::{Forget, ForgetError, Forgotten};
 
 use crate::adapt::{Adapters, TaskCore};
-use crate::head::{Calibration, ClassId, Factor, Statistics, TaskId};
+use crate::head::{Calibration, ClassId, Factor, Novelties, Statistics, TaskId};
 use crate::vit::{ContentHash, Pixels};
 
 /// Everything fledge knows, as the state file holds it.
@@ -54,6 +54,8 @@ pub struct TaskRecord {
     pub rank: usize,
     /// What the task added to the cores, one a site.
     pub cores: Vec<TaskCore>,
+    /// How unfamiliar its held-back images were to the head without them.
+    pub novelties: Novelties,
 }
 
 impl TaskRecord {

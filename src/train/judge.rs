@@ -2,7 +2,9 @@
 
 use super::objective::cross_entropy;
 use super::trainer::{Encoded, Features, FitError};
-use crate::head::{ClassId, Classifier, HeadError, Statistics, TaskId, Temperature};
+use crate::head::{
+    ClassId, Classifier, HeadError, Novelties, Novelty, Statistics, TaskId, Temperature,
+};
 
 /// How well a head does on a set of images.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -85,6 +87,35 @@ pub fn judge(
         validation_accuracy: (!held_out.classes.is_empty()).then_some(validation.accuracy),
         temperature: held_out.temperature(head.classes().len())?,
     })
+}
+
+/// Novelty of the held-back images to a head over everything known and the training images.
+///
+/// # Errors
+/// When the head cannot be fitted.
+pub fn novelties(
+    encoded: &Encoded<'_>,
+    known: &Statistics,
+    features: &Features,
+    shrinkage: f32,
+) -> Result<Novelties, HeadError> {
+    let mut seen = Novelties::default();
+    if encoded.validation.is_empty() {
+        return Ok(seen);
+    }
+    let mut task = Statistics::new(known.layout());
+    learn_into(
+        &mut task,
+        encoded.labels,
+        encoded.training,
+        features,
+        TaskId::MAX,
+    )?;
+    let (classifier, novelty) = Novelty::fit(&[known, &task], shrinkage)?;
+    for &image in encoded.validation {
+        novelty.observe(&classifier, features.of(image), &mut seen)?;
+    }
+    Ok(seen)
 }
 
 /// Scores of held-out images and the indices of their classes among the head's.

@@ -1,11 +1,13 @@
 //! The story of the robin and the sparrow: two tasks, one after the other, and a look back.
 
+use std::fmt;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
+use fledge::learner::DEFAULT_FALSE_ALARMS;
 use fledge::progress::Progress;
 use fledge::vit::store::user_home;
 
@@ -118,9 +120,9 @@ struct Right {
 }
 
 impl Right {
-    fn of(accuracy: f64, images: usize) -> Self {
+    fn of(accuracy: Option<f64>, images: usize) -> Self {
         Self {
-            right: (accuracy * images as f64).round() as usize,
+            right: (accuracy.unwrap_or(0.0) * images as f64).round() as usize,
             of: images,
         }
     }
@@ -167,11 +169,14 @@ impl Story<'_> {
         self.learn(day)?;
         let score = self.score(day)?;
         self.tell_score("It is asked about new drawings of them", &score)?;
-        let (label, probability) = self.ask(sparrow)?;
-        self.say(&format!(
-            "  A sparrow lands. Nobody has told fledge of sparrows, so its best guess is: {label} ({}).\n",
-            percent(probability)
-        ))?;
+        let lands = "A sparrow lands. Nobody has told fledge of sparrows";
+        let told = match self.ask(sparrow)? {
+            Told::Named(guess) => format!("  {lands}, so its best guess is: {guess}.\n"),
+            Told::Unknown(nearest) => {
+                format!("  {lands}. It says: unknown, and that a {nearest} comes nearest.\n")
+            }
+        };
+        self.say(&told)?;
         Ok(score)
     }
 
@@ -184,11 +189,8 @@ impl Story<'_> {
         let learned = self.learn(day)?;
         let score = self.score(day)?;
         self.tell_score("It is asked about new drawings of them", &score)?;
-        let (label, probability) = self.ask(&day.unseen("sparrow"))?;
-        self.say(&format!(
-            "  The same sparrow again. fledge says: {label} ({}).",
-            percent(probability)
-        ))?;
+        let told = self.ask(&day.unseen("sparrow"))?;
+        self.say(&format!("  The same sparrow again. fledge says: {told}."))?;
         self.say(&format!(
             "  All this new knowledge took {}; the state file is {} now.\n",
             count(learned.parameters_added, "new number", "new numbers"),
@@ -200,11 +202,8 @@ impl Story<'_> {
         self.say(
             "And the robin? Learning something new is how networks usually forget something old.",
         )?;
-        let (label, probability) = self.ask(&first.unseen("robin"))?;
-        self.say(&format!(
-            "  Shown a robin, fledge says: {label} ({}).",
-            percent(probability)
-        ))?;
+        let told = self.ask(&first.unseen("robin"))?;
+        self.say(&format!("  Shown a robin, fledge says: {told}."))?;
         let after = self.score(first)?;
         self.say(&format!(
             "  The birds of day one, with {} names to choose from now:",
@@ -250,6 +249,7 @@ impl Story<'_> {
             home: user_home()?,
             task: day.to_ask.clone(),
             state: self.state.clone(),
+            reject: 0.0,
         };
         let score = self.board.score(&settings, self.progress)?;
         self.progress.finish();
@@ -261,23 +261,47 @@ impl Story<'_> {
         self.say(&format!("  {what}: {right} of {of} right."))
     }
 
-    /// The label and probability of one drawing.
-    fn ask(&mut self, drawing: &Path) -> anyhow::Result<(String, f64)> {
+    /// What fledge says to one drawing.
+    fn ask(&mut self, drawing: &Path) -> anyhow::Result<Told> {
         let settings = settings::Classify {
             home: user_home()?,
             images: vec![drawing.to_path_buf()],
             state: self.state.clone(),
             top: NonZeroUsize::MIN,
+            reject: DEFAULT_FALSE_ALARMS,
         };
         let report = self.board.classify(&settings, self.progress)?;
         self.progress.finish();
         match report.images.into_iter().next().map(|image| image.answer) {
             Some(Answer::Named {
-                label, probability, ..
-            }) => Ok((label, probability)),
+                label,
+                probability,
+                top,
+                ..
+            }) => Ok(match probability {
+                Some(probability) => Told::Named(format!("{label} ({})", percent(probability))),
+                None => Told::Unknown(top.first().map_or(label, |nearest| nearest.label.clone())),
+            }),
             Some(Answer::Unreadable { error }) => Err(anyhow::Error::msg(error))
                 .with_context(|| format!("cannot classify {}", drawing.display())),
             None => anyhow::bail!("classifying {} gave no answer", drawing.display()),
+        }
+    }
+}
+
+/// The answer to one drawing.
+enum Told {
+    /// A name and its probability.
+    Named(String),
+    /// Nothing known; this name comes nearest.
+    Unknown(String),
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(guess) => f.write_str(guess),
+            Self::Unknown(nearest) => write!(f, "unknown (nearest: {nearest})"),
         }
     }
 }

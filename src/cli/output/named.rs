@@ -12,7 +12,14 @@ use super::{Report, lossy, percent, skipped};
 #[derive(Debug, Clone, Serialize)]
 pub struct ScoreReport {
     pub images: usize,
-    pub accuracy: f64,
+    /// By the likeliest class, over the images of known classes; none when no class is known.
+    pub accuracy: Option<f64>,
+    /// Images called unknown.
+    pub unknown: usize,
+    /// With "unknown" as an answer: right for classes never learned, wrong for the others.
+    pub open_set_accuracy: Option<f64>,
+    /// The false-alarm rate asked for.
+    pub reject: f32,
     pub per_class: BTreeMap<String, ClassScore>,
     pub ms_per_image: f64,
     /// Files that could not be read as images.
@@ -23,7 +30,9 @@ pub struct ScoreReport {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct ClassScore {
     pub images: usize,
-    pub accuracy: f64,
+    /// None for a class that was never learned.
+    pub accuracy: Option<f64>,
+    pub unknown: usize,
 }
 
 impl Report for ScoreReport {
@@ -37,24 +46,31 @@ impl Report for ScoreReport {
             .max(5);
         writeln!(
             out,
-            "{:<width$}  {:>6}  {:>8}",
-            "class", "images", "accuracy"
+            "{:<width$}  {:>6}  {:>8}  {:>7}",
+            "class", "images", "accuracy", "unknown"
         )?;
-        for (name, class) in &self.per_class {
+        let known = |accuracy: Option<f64>| accuracy.map_or_else(|| "-".to_owned(), percent);
+        let mut row = |name: &str, images: usize, accuracy: &str, unknown: usize| {
+            let unknown = match self.reject {
+                0.0 => "-".to_owned(),
+                _ => unknown.to_string(),
+            };
             writeln!(
                 out,
-                "{name:<width$}  {:>6}  {:>8}",
-                class.images,
-                percent(class.accuracy)
+                "{name:<width$}  {images:>6}  {accuracy:>8}  {unknown:>7}"
+            )
+        };
+        for (name, class) in &self.per_class {
+            row(name, class.images, &known(class.accuracy), class.unknown)?;
+        }
+        row("all", self.images, &known(self.accuracy), self.unknown)?;
+        if let (true, Some(accuracy)) = (self.unknown > 0, self.open_set_accuracy) {
+            writeln!(
+                out,
+                "{} right when \"unknown\" counts as the answer",
+                percent(accuracy)
             )?;
         }
-        writeln!(
-            out,
-            "{:<width$}  {:>6}  {:>8}",
-            "all",
-            self.images,
-            percent(self.accuracy)
-        )?;
         writeln!(out, "{:.1} ms an image", self.ms_per_image)
     }
 
@@ -81,14 +97,38 @@ pub struct ClassifiedImage {
 #[serde(untagged)]
 pub enum Answer {
     Named {
+        /// "unknown" when it is; a class may have that very name, so see `unknown`.
         label: String,
-        probability: f64,
-        /// The likeliest classes, likeliest first.
+        unknown: bool,
+        /// Of the label; none when the image is unknown.
+        probability: Option<f64>,
+        /// The likeliest classes, likeliest first, as if it had to be one of them.
         top: Vec<Candidate>,
     },
     Unreadable {
         error: String,
     },
+}
+
+impl Answer {
+    pub fn named(label: String, probability: f64, top: Vec<Candidate>) -> Self {
+        Self::Named {
+            label,
+            unknown: false,
+            probability: Some(probability),
+            top,
+        }
+    }
+
+    /// Nothing that was learned.
+    pub fn unknown(top: Vec<Candidate>) -> Self {
+        Self::Named {
+            label: "unknown".to_owned(),
+            unknown: true,
+            probability: None,
+            top,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -104,23 +144,27 @@ impl Report for ClassifyReport {
                 label,
                 probability,
                 top,
+                ..
             } = &image.answer
             else {
                 continue;
             };
-            write!(
-                out,
-                "{}: {label} {}",
-                image.image.display(),
-                percent(*probability)
-            )?;
+            write!(out, "{}: {label}", image.image.display())?;
+            if let Some(probability) = probability {
+                write!(out, " {}", percent(*probability))?;
+            }
             let others: Vec<String> = top
                 .iter()
-                .filter(|candidate| candidate.label != *label)
+                .filter(|candidate| probability.is_none() || candidate.label != *label)
                 .map(|other| format!("{} {}", other.label, percent(other.probability)))
                 .collect();
             if !others.is_empty() {
-                write!(out, " ({})", others.join(", "))?;
+                let nearest = if probability.is_none() {
+                    "nearest: "
+                } else {
+                    ""
+                };
+                write!(out, " ({nearest}{})", others.join(", "))?;
             }
             writeln!(out)?;
         }
@@ -145,33 +189,95 @@ mod tests {
     fn score_answers_with_the_fields_of_the_contract() {
         let class = ClassScore {
             images: 8,
-            accuracy: 0.875,
+            accuracy: Some(0.875),
+            unknown: 1,
+        };
+        let stranger = ClassScore {
+            images: 4,
+            accuracy: None,
+            unknown: 3,
         };
         let report = ScoreReport {
-            images: 8,
-            accuracy: 0.875,
-            per_class: BTreeMap::from([("robin".to_owned(), class)]),
+            images: 12,
+            accuracy: Some(0.875),
+            unknown: 4,
+            open_set_accuracy: Some(0.75),
+            reject: 0.05,
+            per_class: BTreeMap::from([
+                ("robin".to_owned(), class),
+                ("violin".to_owned(), stranger),
+            ]),
             ms_per_image: 18.0,
             skipped: 0,
         };
         assert_eq!(
             fields(&report),
-            ["accuracy", "images", "ms_per_image", "per_class"]
+            [
+                "accuracy",
+                "images",
+                "ms_per_image",
+                "open_set_accuracy",
+                "per_class",
+                "reject",
+                "unknown"
+            ]
         );
         let value = serde_json::to_value(&report).unwrap();
         assert_eq!(
             value["per_class"]["robin"],
-            serde_json::json!({"images": 8, "accuracy": 0.875})
+            serde_json::json!({"images": 8, "accuracy": 0.875, "unknown": 1})
         );
-        assert!(text(&report).contains("87.5 %"));
+        let shown = text(&report);
+        assert!(
+            shown.contains("87.5 %") && shown.contains("75.0 % right when"),
+            "{shown}"
+        );
+        let stranger = shown
+            .lines()
+            .find(|line| line.starts_with("violin"))
+            .unwrap();
+        let cells: Vec<_> = stranger.split_whitespace().collect();
+        assert_eq!(cells, ["violin", "4", "-", "3"]);
+    }
+
+    #[test]
+    fn an_unknown_image_is_told_from_a_class_of_that_name() {
+        let top = |label: &str| {
+            vec![Candidate {
+                label: label.into(),
+                probability: 0.7,
+            }]
+        };
+        let answer = |answer: Answer| ClassifyReport {
+            images: vec![ClassifiedImage {
+                image: "a.jpg".into(),
+                answer,
+            }],
+        };
+        let unknown = answer(Answer::unknown(top("robin")));
+        assert_eq!(text(&unknown), "a.jpg: unknown (nearest: robin 70.0 %)\n");
+        let value = serde_json::to_value(&unknown).unwrap();
+        assert_eq!(
+            value["images"][0],
+            serde_json::json!({
+                "image": "a.jpg", "label": "unknown", "unknown": true, "probability": null,
+                "top": [{"label": "robin", "probability": 0.7_f64}]
+            })
+        );
+        let named = answer(Answer::named("unknown".into(), 0.7, top("unknown")));
+        assert_eq!(text(&named), "a.jpg: unknown 70.0 %\n");
+        assert_eq!(
+            serde_json::to_value(&named).unwrap()["images"][0]["unknown"],
+            false
+        );
     }
 
     #[test]
     fn an_unreadable_image_has_its_own_entry_and_the_others_their_lines() {
-        let named = Answer::Named {
-            label: "robin".into(),
-            probability: 0.9,
-            top: vec![
+        let named = Answer::named(
+            "robin".into(),
+            0.9,
+            vec![
                 Candidate {
                     label: "robin".into(),
                     probability: 0.9,
@@ -181,7 +287,7 @@ mod tests {
                     probability: 0.1,
                 },
             ],
-        };
+        );
         let report = ClassifyReport {
             images: vec![
                 ClassifiedImage {

@@ -51,7 +51,8 @@ impl Board for PerfectBoard {
     fn score(&self, settings: &settings::Score, _: &dyn Progress) -> anyhow::Result<ScoreReport> {
         let all = ClassScore {
             images: TO_ASK as usize,
-            accuracy: 1.0,
+            accuracy: Some(1.0),
+            unknown: 0,
         };
         let per_class: BTreeMap<_, _> = class_folders(&settings.task)
             .into_iter()
@@ -59,7 +60,10 @@ impl Board for PerfectBoard {
             .collect();
         Ok(ScoreReport {
             images: per_class.len() * all.images,
-            accuracy: 1.0,
+            accuracy: Some(1.0),
+            unknown: 0,
+            open_set_accuracy: Some(1.0),
+            reject: settings.reject,
             per_class,
             ms_per_image: 1.0,
             skipped: 0,
@@ -81,19 +85,15 @@ impl Board for PerfectBoard {
             .to_str()
             .unwrap()
             .to_owned();
-        let label = if self.known.borrow().contains(&truth) {
-            truth
-        } else {
-            "kingfisher".to_owned()
+        let top = |label: &str| {
+            vec![Candidate {
+                label: label.to_owned(),
+                probability: 0.9,
+            }]
         };
-        let top = vec![Candidate {
-            label: label.clone(),
-            probability: 0.9,
-        }];
-        let answer = Answer::Named {
-            label,
-            probability: 0.9,
-            top,
+        let answer = match self.known.borrow().contains(&truth) {
+            true => Answer::named(truth.clone(), 0.9, top(&truth)),
+            false => Answer::unknown(top("kingfisher")),
         };
         Ok(ClassifyReport {
             images: vec![ClassifiedImage { image, answer }],
@@ -109,7 +109,7 @@ fn the_story_says_they_are_drawings_and_ends_with_the_robin_still_known() {
     let story = String::from_utf8(out).unwrap();
     for part in [
         "drawings, not photos",
-        "best guess is: kingfisher",
+        "unknown, and that a kingfisher comes nearest",
         "The same sparrow again. fledge says: sparrow",
         "Shown a robin, fledge says: robin",
         "8 of 8 right on day one, 8 of 8 now",

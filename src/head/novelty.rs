@@ -1,0 +1,302 @@
+//! How unfamiliar an image is, on a scale that stays put while the head grows.
+//!
+//! Distances of images that a head has not learned shrink with every task: its covariance rests on
+//! more images and its background on more classes. A distance held against another head's is
+//! therefore first put on that head's own scale: from it goes the distance that is usual there, and
+//! what is left is counted in spreads. Both come from the statistics alone. The rows of a
+//! component's factor, mixed by random signs, are as good as deviations of its images, and leaving
+//! such an image out of the statistics and measuring it is a rank-one change with a closed form.
+//! What these Gaussian stand-ins cannot tell, how much wilder real images are, the validation
+//! images say.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::cholesky::dot;
+use super::factor::Rows;
+use super::fit::{PartFit, Workspace, pooled_mean};
+use super::{Classifier, HeadError, Mahalanobis, RelativeMahalanobis, Sketch, Statistics};
+
+/// Stand-ins that a scale is taken from, about.
+const STAND_INS: usize = 128;
+/// From so many classes on the relative distance finds unknown classes better.
+const RELATIVE_FROM: usize = 3;
+
+/// Novelty of a task's validation images, by both distances.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Novelties {
+    pub nearest: Sketch,
+    /// Empty when fewer than three classes were known.
+    pub relative: Sketch,
+}
+
+/// What is usual for an image that was not learned.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Scale {
+    mean: f64,
+    spread: f64,
+}
+
+/// Measures novelty against the head that [`Novelty::fit`] made along with it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Novelty {
+    nearest: Mahalanobis,
+    relative: RelativeMahalanobis,
+    /// Of the nearest and the relative distance; none when no class has two different images.
+    scales: Option<[Scale; 2]>,
+}
+
+impl Novelty {
+    /// Fits a classifier as [`Classifier::fit`] does, and the measure that belongs to it. The
+    /// components need their factors; those without stay out of the scale.
+    ///
+    /// # Errors
+    /// As [`Classifier::fit`].
+    pub fn fit(sources: &[&Statistics], shrinkage: f32) -> Result<(Classifier, Self), HeadError> {
+        let (classifier, nearest) = Classifier::fit_with_distances(sources, shrinkage)?;
+        let relative = RelativeMahalanobis::fit(&classifier, sources)?;
+        let mut fitted = Self {
+            nearest,
+            relative,
+            scales: None,
+        };
+        fitted.scales = fitted.usual(&classifier, sources);
+        Ok((classifier, fitted))
+    }
+
+    /// How much farther than usual an image is from everything learned, in spreads: about 0 for
+    /// one like those learned. By the relative distance from three classes on, by the plain one
+    /// below. `None` when the statistics cannot tell. `features` is `[parts * dim]`.
+    ///
+    /// # Errors
+    /// As [`Mahalanobis::distance`].
+    pub fn of(&self, classifier: &Classifier, features: &[f32]) -> Result<Option<f32>, HeadError> {
+        if is_relative(classifier) {
+            self.relative(classifier, features)
+        } else {
+            self.nearest(classifier, features)
+        }
+    }
+
+    /// The novelty beyond which an image is called unknown, from all tasks' validation images; see
+    /// [`Sketch::threshold`].
+    pub fn threshold<'a>(
+        &self,
+        classifier: &Classifier,
+        tasks: impl Iterator<Item = &'a Novelties>,
+        false_alarms: f32,
+    ) -> f32 {
+        let relative = is_relative(classifier);
+        let sketches = tasks.map(|task| match relative {
+            true => &task.relative,
+            false => &task.nearest,
+        });
+        Sketch::threshold_of(sketches, false_alarms)
+    }
+
+    /// Adds a validation image, by both distances where both mean something.
+    ///
+    /// # Errors
+    /// As [`Mahalanobis::distance`].
+    pub fn observe(
+        &self,
+        classifier: &Classifier,
+        features: &[f32],
+        seen: &mut Novelties,
+    ) -> Result<(), HeadError> {
+        if let Some(novelty) = self.nearest(classifier, features)? {
+            seen.nearest.add(novelty)?;
+        }
+        if is_relative(classifier)
+            && let Some(novelty) = self.relative(classifier, features)?
+        {
+            seen.relative.add(novelty)?;
+        }
+        Ok(())
+    }
+
+    fn nearest(&self, classifier: &Classifier, x: &[f32]) -> Result<Option<f32>, HeadError> {
+        let distance = self.nearest.distance(classifier, x)?;
+        Ok(self.scales.map(|scales| scales[0].place(distance)))
+    }
+
+    fn relative(&self, classifier: &Classifier, x: &[f32]) -> Result<Option<f32>, HeadError> {
+        let distance = self.relative.distance(classifier, x)?;
+        Ok(self.scales.map(|scales| scales[1].place(distance)))
+    }
+
+    /// Both distances' scales, from stand-ins for images left out.
+    fn usual(&self, classifier: &Classifier, sources: &[&Statistics]) -> Option<[Scale; 2]> {
+        let layout = classifier.layout();
+        let mut workspace = Workspace::default();
+        workspace.gather(sources);
+        let images: u64 = sources.iter().map(|s| s.images()).sum();
+        let groups = classifier.components().len();
+        let freedom = images.saturating_sub(groups as u64).max(1) as f64;
+        let each = STAND_INS.div_ceil(groups);
+        let stride = groups.div_ceil(STAND_INS);
+        let mut totals = [Scale::NOTHING; 2];
+        let mut rows = Rows::new(layout.dim);
+        let mut mean = vec![0.0f32; layout.dim];
+        let mut deviation = vec![0.0f32; layout.dim];
+        for part in 0..layout.parts {
+            let kept = match classifier.outcomes()[part] {
+                PartFit::AsAsked => 1.0 - f64::from(classifier.shrinkage),
+                PartFit::Raised { shrinkage } => 1.0 - f64::from(shrinkage),
+                PartFit::NearestMean => 0.0,
+            };
+            let mut rng = ChaCha8Rng::seed_from_u64(part as u64);
+            let mut seen = [Moments::default(); 2];
+            for (group, members) in workspace.groups().enumerate().step_by(stride) {
+                let components = members.iter().map(|m| m.component(sources));
+                pooled_mean(sources, members, layout.part(part), &mut mean);
+                let products: Vec<f64> = (0..groups)
+                    .map(|j| classifier.projection(j, part, &mean))
+                    .collect();
+                let count: f64 = components.clone().map(|c| f64::from(c.count)).sum();
+                for component in components {
+                    let Some(factor) = &component.factor else {
+                        continue;
+                    };
+                    rows.clear();
+                    factor.unpack(part, &mut rows);
+                    if rows.len() == 0 {
+                        continue;
+                    }
+                    for _ in 0..each {
+                        rows.mix(|| rng.random::<bool>(), &mut deviation);
+                        // One of n - 1 equal shares of the scatter, which an image adds when it
+                        // deviates from the mean of the others by a bit more.
+                        let share = 1.0 / (f64::from(component.count) - 1.0).max(1.0);
+                        let scale = (share * count / (count - 1.0)).sqrt() as f32;
+                        deviation.iter_mut().for_each(|d| *d *= scale);
+                        let left_out = LeftOut {
+                            group,
+                            products: &products,
+                            share: 1.0 / count,
+                            weight: kept / freedom * (count - 1.0) / count,
+                        };
+                        let distances = self.left_out(classifier, part, &deviation, &left_out);
+                        seen.iter_mut().zip(distances).for_each(|(s, d)| s.add(d));
+                    }
+                }
+            }
+            for (total, seen) in totals.iter_mut().zip(seen) {
+                total.mean += seen.mean()? / layout.width() as f64;
+                // Parts see the same image, so their spreads add up, not their variances.
+                total.spread += seen.deviation()? / layout.width() as f64;
+            }
+        }
+        totals
+            .iter()
+            .all(|s| s.mean.is_finite() && s.spread.is_finite() && s.spread > 0.0)
+            .then_some(totals)
+    }
+
+    /// Nearest and relative squared distance, in one part, of an image that deviates by
+    /// `deviation` from the mean of the others of its component, once it is taken out.
+    ///
+    /// With the image out, `S' = S - g d d^T` and the centred means are `m_j + a_j d`. All that is
+    /// needed of `S'^-1` follows from `q = d^T S^-1 d` and `P = W^T d` (Sherman and Morrison 1950),
+    /// and `I + B'^T S'^-1 B'` is a change of rank two of the factored `I + B^T S^-1 B` (Woodbury).
+    pub(super) fn left_out(
+        &self,
+        classifier: &Classifier,
+        part: usize,
+        deviation: &[f32],
+        out: &LeftOut<'_>,
+    ) -> [f64; 2] {
+        let (k, g) = (out.group, out.weight);
+        let groups = classifier.components().len();
+        let count = groups as f64;
+        let q = self.nearest.square(part, deviation);
+        let t = 1.0 / (1.0 - g * q).max(1e-6);
+        let a = |j: usize| out.share * (1.0 / count - if j == k { 1.0 } else { 0.0 });
+        let p: Vec<f64> = (0..groups)
+            .map(|j| classifier.slope(j, part, deviation))
+            .collect();
+        // m'_k^T S^-1 m'_j
+        let gram = |j: usize| out.products[j] + a(j) * p[k] + a(k) * p[j] + a(k) * a(j) * q;
+        let along = |j: usize| p[j] + a(j) * q;
+        let step = g * t * (along(k) + q);
+        let scale = count.sqrt();
+        let y = |j: usize| gram(j) + along(j) + step * along(j);
+        let score = y(k) - 0.5 * (gram(k) + g * t * along(k).powi(2));
+
+        let whitened = |value: &dyn Fn(usize) -> f64| {
+            let mut v: Vec<f32> = (0..groups).map(|j| value(j) as f32).collect();
+            self.relative.whiten(part, &mut v);
+            v
+        };
+        let (u, za, zp) = (
+            whitened(&|j| y(j) / scale),
+            whitened(&a),
+            whitened(&|j| p[j]),
+        );
+        let product = |x: &[f32], y: &[f32]| f64::from(dot(x, y));
+        let h = [
+            product(&za, &za) - count * g,
+            product(&za, &zp) + count,
+            product(&zp, &zp) - count * q,
+        ];
+        let b = [product(&za, &u), product(&zp, &u)];
+        let determinant = h[0] * h[2] - h[1] * h[1];
+        let change =
+            (h[2] * b[0] * b[0] - 2.0 * h[1] * b[0] * b[1] + h[0] * b[1] * b[1]) / determinant;
+        [q * t, product(&u, &u) - change - 2.0 * score]
+    }
+}
+
+/// The relative distance says nothing below three classes.
+fn is_relative(classifier: &Classifier) -> bool {
+    classifier.classes().len() >= RELATIVE_FROM
+}
+
+/// Where an image stood before it was taken out.
+pub(super) struct LeftOut<'a> {
+    /// Its component.
+    pub(super) group: usize,
+    /// `m_k^T S^-1 m_j` of that component k with every j.
+    pub(super) products: &'a [f64],
+    /// Its share of the component's images.
+    pub(super) share: f64,
+    /// What its deviation's outer product weighed in the covariance.
+    pub(super) weight: f64,
+}
+
+impl Scale {
+    const NOTHING: Self = Self {
+        mean: 0.0,
+        spread: 0.0,
+    };
+
+    fn place(&self, distance: f32) -> f32 {
+        ((f64::from(distance) - self.mean) / self.spread) as f32
+    }
+}
+
+/// Running mean and variance.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moments {
+    count: f64,
+    sum: f64,
+    squares: f64,
+}
+
+impl Moments {
+    fn add(&mut self, value: f64) {
+        self.count += 1.0;
+        self.sum += value;
+        self.squares += value * value;
+    }
+
+    fn mean(&self) -> Option<f64> {
+        (self.count > 0.0).then(|| self.sum / self.count)
+    }
+
+    fn deviation(&self) -> Option<f64> {
+        let mean = self.mean()?;
+        Some((self.squares / self.count - mean * mean).max(0.0).sqrt())
+    }
+}
