@@ -20,6 +20,8 @@ pub enum Stage {
     Score,
     /// Comparing methods; steps are tasks.
     Evaluate,
+    /// Timing passes over made-up images; steps are measurements.
+    Measure,
     /// Writing the state file.
     Save,
 }
@@ -34,6 +36,7 @@ impl fmt::Display for Stage {
             Self::Head => write!(f, "fitting the classes"),
             Self::Score => write!(f, "classifying"),
             Self::Evaluate => write!(f, "comparing methods"),
+            Self::Measure => write!(f, "measuring"),
             Self::Save => write!(f, "saving"),
         }
     }

@@ -36,6 +36,10 @@ pub enum Command {
     Model(ModelCommand),
     /// Learn the classes of a folder of photos
     Learn(LearnArguments),
+    /// Show what training would keep in memory, without training
+    Plan(PlanArguments),
+    /// Measure forward passes and training steps on this machine
+    Bench(BenchArguments),
     /// Classify a folder of labelled photos against everything learned, and compare
     Score(ScoreArguments),
     /// Say what is on photos
@@ -115,6 +119,9 @@ pub struct LearnArguments {
     /// Learn in one pass, without training: only the head is updated
     #[arg(long, conflicts_with = "epochs")]
     pub instant: bool,
+    /// Most memory that training may take beyond the frozen model, in bytes or with a unit
+    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
+    pub budget: Budget,
     /// Seed of everything random; the same seed and thread count give the same result
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
@@ -145,6 +152,56 @@ fn rate(text: &str) -> Result<f32, String> {
         .ok()
         .filter(|rate| (0.0..=1.0).contains(rate))
         .ok_or_else(|| "expected a rate from 0 to 1, such as 0.05".to_owned())
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// Imported model to plan for [default: vit-s14-focus]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Side of the square the model sees, in pixels [default: 112]
+    #[arg(long, value_name = "PIXELS")]
+    pub resolution: Option<NonZeroUsize>,
+    /// Adapt this many of the last blocks, or "all" [default: 4]
+    #[arg(long, value_name = "N|all")]
+    pub adapt_blocks: Option<AdaptBlocks>,
+    /// Prompt tokens [default: those of learn]
+    #[arg(long, value_name = "M", value_parser = RangedU64ValueParser::<usize>::new().range(0..=256))]
+    pub prompts: Option<usize>,
+    /// Rank of the bases, 1 to 64 [default: 16]
+    #[arg(long, value_name = "R", value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub rank: Option<usize>,
+    /// Classes that are known in the end
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub classes: NonZeroUsize,
+    /// Most memory that training may take beyond the frozen model, in bytes or with a unit
+    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
+    pub budget: Budget,
+    /// Threads to work with [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArguments {
+    /// Imported model to measure with [default: vit-s14-focus]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Measure with one thread and with this many [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Most memory that training steps may take beyond the frozen model, in bytes or with a unit
+    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
+    pub budget: Budget,
+    /// Time for each measurement
+    #[arg(long, value_name = "SECONDS", default_value = "2")]
+    pub seconds: NonZeroUsize,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -333,6 +390,37 @@ impl FromStr for AdaptBlocks {
     }
 }
 
+/// A size in bytes: a number alone, or with KiB, MiB, GiB, kB, MB or GB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget(pub usize);
+
+impl FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let scale: f64 = match unit.trim() {
+            "" | "B" => 1.0,
+            "KiB" | "K" => 1024.0,
+            "MiB" | "M" => 1024.0 * 1024.0,
+            "GiB" | "G" => 1024.0 * 1024.0 * 1024.0,
+            "kB" => 1e3,
+            "MB" => 1e6,
+            "GB" => 1e9,
+            _ => return Err("the unit is none of KiB, MiB, GiB, kB, MB and GB".to_owned()),
+        };
+        match number.parse::<f64>() {
+            Ok(number) if number > 0.0 && number * scale <= 1e15 => {
+                Ok(Self((number * scale).ceil() as usize))
+            }
+            _ => Err("expected a size such as 8MiB".to_owned()),
+        }
+    }
+}
+
 /// The arguments as if `fledge` had been called: through a link named `learn` the command
 /// `learn` is implied.
 pub fn as_called(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
@@ -388,6 +476,22 @@ mod tests {
         assert_eq!(rate("0.05"), Ok(0.05));
         for wrong in ["-0.1", "5", "NaN", "some"] {
             assert!(rate(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_budget_is_a_number_of_bytes_with_or_without_a_unit() {
+        for (text, bytes) in [
+            ("4194304", 4 << 20),
+            ("4MiB", 4 << 20),
+            ("0.5 GiB", 512 << 20),
+            ("9.5MB", 9_500_000),
+            ("64KiB", 65536),
+        ] {
+            assert_eq!(text.parse(), Ok(Budget(bytes)), "{text}");
+        }
+        for wrong in ["", "MiB", "-4MiB", "4 mebibytes", "1e3", "0", "99999999GiB"] {
+            assert!(wrong.parse::<Budget>().is_err(), "{wrong:?}");
         }
     }
 

@@ -39,6 +39,17 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
             let settings = settings::Learn::resolve(learn)?;
             emit(&run::learn(&settings, &progress)?, json)
         }
+        Command::Plan(plan) => {
+            let json = plan.json;
+            emit(&run::plan(&settings::Plan::resolve(plan)?)?, json)
+        }
+        Command::Bench(bench) => {
+            let json = bench.json;
+            emit(
+                &run::bench(&settings::Bench::resolve(bench)?, &progress)?,
+                json,
+            )
+        }
         Command::Score(score) => {
             let json = score.json;
             let settings = settings::Score::resolve(score)?;

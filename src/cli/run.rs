@@ -10,15 +10,17 @@ use fledge::data::Skipped;
 use fledge::head::TaskId;
 use fledge::learner::{AdaptBlocks, EncodeError, Recognised, ScoreError, Setup};
 use fledge::state::{self, Knowledge, Revision, StateError};
-use fledge::train::frozen;
+use fledge::train::plan::Plan;
+use fledge::train::{bench, frozen};
 use fledge::vit::import::{self, ImportError};
 use fledge::vit::store::{Description, ModelStore, Step};
 use fledge::{LearnSettings, Learner, Progress, Stage};
 
 use super::demo::story::Board;
 use super::output::{
-    Answer, Candidate, ClassScore, ClassifiedImage, ClassifyReport, ForgetReport, LearnReport,
-    ModelCheckReport, ModelGetReport, ModelVerdict, ScoreReport, StateReport, TaskSummary,
+    Answer, BenchReport, Candidate, ClassScore, ClassifiedImage, ClassifyReport, ForgetReport,
+    LearnReport, ModelCheckReport, ModelGetReport, ModelVerdict, PlanReport, ScoreReport,
+    StateReport, TaskSummary,
 };
 use super::settings;
 
@@ -104,6 +106,7 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
         instant: settings.instant,
         ..LearnSettings::default()
     };
+    how.budget = settings.budget;
     how.fit.seed = settings.seed;
     if let Some(epochs) = settings.epochs {
         how.fit.epochs = epochs.get();
@@ -127,13 +130,61 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
     })
 }
 
-/// What was asked for, and the defaults for the rest; a model may have fewer blocks than those
-/// adapt.
-fn setup(settings: &settings::Learn, depth: usize) -> Setup {
+pub fn plan(settings: &settings::Plan) -> anyhow::Result<PlanReport> {
+    let weights = ModelStore::at(&settings.home).open(Some(&model_name(&settings.model)))?;
+    let defaults = default_setup(weights.geometry().depth);
+    let setup = Setup {
+        resolution: settings.resolution.map_or(defaults.resolution, |r| r.get()),
+        adapt_blocks: settings
+            .adapt_blocks
+            .map_or(defaults.adapt_blocks, AdaptBlocks::from),
+        rank: settings.rank.unwrap_or(defaults.rank),
+        prompts: settings.prompts.unwrap_or(defaults.prompts),
+        ..defaults
+    };
+    let batch = LearnSettings::default().fit.batch;
+    let demand = setup.demand(
+        weights.geometry(),
+        settings.classes,
+        batch,
+        settings.threads.get(),
+    )?;
+    Ok(PlanReport::from(&Plan::new(&demand, settings.budget)?))
+}
+
+pub fn bench(settings: &settings::Bench, progress: &dyn Progress) -> anyhow::Result<BenchReport> {
+    let name = model_name(&settings.model);
+    let weights = ModelStore::at(&settings.home).open(Some(&name))?;
+    let mut threads = vec![1, settings.threads.get()];
+    threads.dedup();
+    let time = Duration::from_secs(settings.seconds as u64);
+    let measured = bench::run(&weights, &threads, settings.budget, time, progress)?;
+    Ok(BenchReport {
+        model: name,
+        budget: settings.budget,
+        kernel: bench::kernel().to_owned(),
+        measured,
+    })
+}
+
+fn model_name(asked: &Option<String>) -> String {
+    asked
+        .clone()
+        .unwrap_or_else(|| Description::default_model().name)
+}
+
+/// The defaults of a new state; a model may have fewer blocks than those adapt.
+fn default_setup(depth: usize) -> Setup {
     let mut defaults = Setup::default();
     if matches!(defaults.adapt_blocks, AdaptBlocks::Last(n) if n > depth) {
         defaults.adapt_blocks = AdaptBlocks::All;
     }
+    defaults
+}
+
+/// What was asked for, and the defaults for the rest.
+fn setup(settings: &settings::Learn, depth: usize) -> Setup {
+    let defaults = default_setup(depth);
     Setup {
         resolution: settings.resolution.map_or(defaults.resolution, |r| r.get()),
         adapt_blocks: settings

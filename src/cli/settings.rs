@@ -9,11 +9,12 @@ use fledge::LearnSettings;
 use fledge::eval::{EvalSettings, Variant};
 use fledge::learner::Setup;
 use fledge::state;
+use fledge::train::plan::DEFAULT_BUDGET;
 use fledge::vit::store::user_home;
 
 use super::args::{
-    AdaptBlocks, ClassifyArguments, EvalArguments, ForgetArguments, LearnArguments,
-    ModelGetArguments, ScoreArguments,
+    AdaptBlocks, BenchArguments, ClassifyArguments, EvalArguments, ForgetArguments, LearnArguments,
+    ModelGetArguments, PlanArguments, ScoreArguments,
 };
 
 #[derive(Debug, Clone)]
@@ -44,6 +45,8 @@ pub struct Learn {
     pub rank: Option<usize>,
     pub epochs: Option<NonZeroUsize>,
     pub instant: bool,
+    /// Bytes.
+    pub budget: usize,
     pub seed: u64,
     pub threads: NonZeroUsize,
 }
@@ -60,6 +63,7 @@ impl Learn {
             rank: arguments.rank,
             epochs: arguments.epochs,
             instant: arguments.instant,
+            budget: arguments.budget.0,
             seed: arguments.seed,
             threads: arguments.threads.unwrap_or_else(cores),
         })
@@ -77,8 +81,63 @@ impl Learn {
             rank: None,
             epochs: None,
             instant: false,
+            budget: DEFAULT_BUDGET,
             seed: 1,
             threads: cores(),
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub home: PathBuf,
+    pub model: Option<String>,
+    /// Pixels.
+    pub resolution: Option<NonZeroUsize>,
+    pub adapt_blocks: Option<AdaptBlocks>,
+    pub prompts: Option<usize>,
+    pub rank: Option<usize>,
+    pub classes: usize,
+    /// Bytes.
+    pub budget: usize,
+    pub threads: NonZeroUsize,
+}
+
+impl Plan {
+    pub fn resolve(arguments: PlanArguments) -> anyhow::Result<Self> {
+        Ok(Self {
+            home: user_home()?,
+            model: arguments.model,
+            resolution: arguments.resolution,
+            adapt_blocks: arguments.adapt_blocks,
+            prompts: arguments.prompts,
+            rank: arguments.rank,
+            classes: arguments.classes.get(),
+            budget: arguments.budget.0,
+            threads: arguments.threads.unwrap_or_else(cores),
+        })
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Bench {
+    pub home: PathBuf,
+    pub model: Option<String>,
+    pub threads: NonZeroUsize,
+    /// Bytes.
+    pub budget: usize,
+    /// Of each measurement.
+    pub seconds: usize,
+}
+
+impl Bench {
+    pub fn resolve(arguments: BenchArguments) -> anyhow::Result<Self> {
+        Ok(Self {
+            home: user_home()?,
+            model: arguments.model,
+            threads: arguments.threads.unwrap_or_else(cores),
+            budget: arguments.budget.0,
+            seconds: arguments.seconds.get(),
         })
     }
 }

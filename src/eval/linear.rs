@@ -14,6 +14,7 @@ use crate::learner::{EncodedTask, LearnError, LearnSettings, Learner};
 use crate::train::adam::{Adam, cosine};
 use crate::train::objective::cross_entropy;
 use crate::train::parameters::Parameters;
+use crate::train::plan::Plan;
 use crate::train::stack::Phase;
 use crate::train::trainer::{Encoded, Features, FitError, Scorer, Target, Trainer};
 
@@ -288,11 +289,12 @@ impl Lesson<'_> {
         rng: &mut ChaCha8Rng,
     ) -> Result<usize, FitError> {
         let fit = &settings.fit;
-        let shape = learner.stack_shape_for(adapters, fit.micro_batch);
+        let demand = learner.demand(adapters, head.classes, fit.batch);
+        let plan = Plan::within(&demand, settings.budget);
         let mut trainer = Trainer::new(
             learner.pool(),
             learner.weights(),
-            &shape,
+            &plan,
             self.encoded,
             adapters,
             fit.batch,

@@ -6,6 +6,8 @@
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 
 const BLOCK: usize = 48;
+/// Rows of `dim` floats in the buffer of [`factorise`].
+pub(super) const PANEL_ROWS: usize = BLOCK + 1;
 /// A pivot that kept less than this fraction of its diagonal element is rounding noise.
 const LEAST_PIVOT: f32 = 64.0 * f32::EPSILON;
 
@@ -21,7 +23,7 @@ pub(super) fn factorise(
     buffer: &mut Vec<f32>,
 ) -> Result<(), NotPositiveDefinite> {
     buffer.clear();
-    buffer.resize(dim * (BLOCK + 1), 0.0);
+    buffer.resize(dim * PANEL_ROWS, 0.0);
     let (least, panel) = buffer.split_at_mut(dim);
     for (i, least) in least.iter_mut().enumerate() {
         *least = a[i * dim + i] * LEAST_PIVOT;

@@ -15,7 +15,7 @@ use crate::kernels::matmul::{MatMut, MatRef, matmul};
 
 /// Rows that may pile up beyond `dim` before they are folded, and the height of a tile of a
 /// Gram product.
-const TILE: usize = 64;
+pub(super) const TILE: usize = 64;
 /// Scaled rows have their largest magnitude in `[2^13, 2^14)`, safely inside f16.
 const TOP_EXPONENT: i32 = 13;
 

@@ -35,6 +35,12 @@ pub struct Workspace {
     members: Vec<Member>,
 }
 
+/// Floats that learning and fitting one part take at most, beside the statistics and the
+/// covariance: right-hand sides, the panel of the factorisation, rows and a tile of a Gram product.
+pub(crate) const fn solver_floats(dim: usize) -> usize {
+    dim * (COLUMNS + cholesky::PANEL_ROWS + 2 * super::factor::TILE)
+}
+
 /// A component of one of the sources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Member {

@@ -23,6 +23,7 @@ mod transport;
 pub use calibration::{Calibration, Temperature, probabilities};
 pub use classifier::Classifier;
 pub use factor::Factor;
+pub(crate) use fit::solver_floats;
 pub use fit::{PartFit, Workspace};
 pub use layout::{ClassId, Layout, TaskId};
 pub use novelty::{Novelties, Novelty};

@@ -14,6 +14,7 @@ use crate::state::{Knowledge, TaskRecord};
 use crate::train::fit::{FitSettings, Fitted, fit};
 use crate::train::judge::{classes_in, judge, learn_into, novelties};
 use crate::train::parameters::Guard;
+use crate::train::plan::{DEFAULT_BUDGET, Plan};
 use crate::train::stack::Phase;
 use crate::train::trainer::{Encoded, Features, FitError, Target, Trainer};
 
@@ -107,12 +108,10 @@ impl Learner {
             training: &all,
             validation: &[],
         };
-        let FitSettings {
-            batch, micro_batch, ..
-        } = FitSettings::default();
-        let shape = self.stack_shape_for(adapters, micro_batch);
+        let batch = FitSettings::default().batch;
+        let plan = Plan::within(&self.demand(adapters, 0, batch), DEFAULT_BUDGET);
         let (pool, weights) = (&self.pool, &self.weights);
-        let mut trainer = Trainer::new(pool, weights, &shape, &encoded, adapters, batch);
+        let mut trainer = Trainer::new(pool, weights, &plan, &encoded, adapters, batch);
         let mut features = Features::new(records.len(), trainer.width());
         trainer.refresh(&all, adapters, &mut features)?;
         Ok(features)
@@ -157,11 +156,12 @@ impl Learner {
             validation: &validation,
         };
         let all: Vec<usize> = (0..records.len()).collect();
-        let shape = self.stack_shape(settings.fit.micro_batch);
+        let demand = self.demand(&known.adapters, next.classes.len(), settings.fit.batch);
+        let plan = Plan::within(&demand, settings.budget);
         let mut trainer = Trainer::new(
             &self.pool,
             &self.weights,
-            &shape,
+            &plan,
             &encoded,
             &known.adapters,
             settings.fit.batch,
@@ -169,11 +169,7 @@ impl Learner {
         let mut features = Features::new(records.len(), trainer.width());
         trainer.refresh(&all, &known.adapters, &mut features)?;
 
-        // The bases may move only while no statistics rest on the features they make.
-        let phase = match known.tasks.is_empty() {
-            true => Phase::Bases,
-            false => Phase::Cores,
-        };
+        let phase = self.phase();
         let mut fitted: Option<Fitted> = None;
         let guard = match &research.fisher {
             Some(fisher) => Guard::Fisher(fisher),

@@ -8,6 +8,7 @@ use crate::Progress;
 use crate::data::{DEFAULT_FRACTION, FolderError, Skipped, TaskFolder, split_class};
 use crate::head::HeadError;
 use crate::train::fit::FitSettings;
+use crate::train::plan::{DEFAULT_BUDGET, PlanError};
 use crate::train::trainer::FitError;
 use crate::vit::PrefixError;
 
@@ -23,6 +24,9 @@ pub struct LearnSettings {
     pub transport: bool,
     /// Share of each class that is held back from training.
     pub validation: f64,
+    /// Most bytes that training may take beyond the frozen model. Tasks that are encoded already
+    /// are trained with as many as it takes.
+    pub budget: usize,
 }
 
 impl Default for LearnSettings {
@@ -33,6 +37,7 @@ impl Default for LearnSettings {
             fit: FitSettings::default(),
             transport: true,
             validation: DEFAULT_FRACTION,
+            budget: DEFAULT_BUDGET,
         }
     }
 }
@@ -71,6 +76,8 @@ pub enum LearnError {
         skipped: Vec<Skipped>,
     },
     #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
     Encode(#[from] EncodeError),
     #[error(transparent)]
     Prefix(#[from] PrefixError),
@@ -96,6 +103,8 @@ impl Learner {
         let start = Instant::now();
         let mut folder = TaskFolder::scan(folder)?;
         let mut skipped = std::mem::take(&mut folder.skipped);
+        // Before the images are looked at: what does not fit should be known at once.
+        self.plan(folder.classes.len(), settings)?;
         let paths: Vec<PathBuf> = folder
             .classes
             .iter()

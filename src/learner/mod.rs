@@ -14,8 +14,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::adapt::{Adapters, Projection};
 use crate::head::{Calibration, Layout, Statistics};
 use crate::state::{Forget, ForgetError, Forgotten, Knowledge, ModelIdentity};
-use crate::train::stack::{Precision, StackShape};
-use crate::vit::{ContentHash, Pixels, PrefixError, Weights, check_resolution};
+use crate::train::plan::{Demand, Plan, PlanError};
+use crate::train::stack::{Phase, StackShape};
+use crate::vit::{ContentHash, Geometry, Pixels, PrefixError, Weights, check_resolution};
 
 pub use encode::{EncodeError, Encoder};
 pub(crate) use encoded::Research;
@@ -32,6 +33,9 @@ pub enum AdaptBlocks {
     Last(usize),
     All,
 }
+
+/// What carries adapters in an adapted block.
+const PROJECTIONS: [Projection; 2] = [Projection::Query, Projection::Value];
 
 /// What a new state is made with, and cannot change afterwards.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +62,54 @@ impl Default for Setup {
             taps: None,
             seed: 0,
         }
+    }
+}
+
+impl Setup {
+    /// What the first task takes in a state made with this, for a head that knows `classes` classes in
+    /// the end, steps of `batch` images, and `threads` threads.
+    ///
+    /// # Errors
+    /// When the setup does not fit the model.
+    pub fn demand(
+        &self,
+        geometry: &Geometry,
+        classes: usize,
+        batch: usize,
+        threads: usize,
+    ) -> Result<Demand, SetupError> {
+        check_resolution(geometry, self.resolution)?;
+        let depth = geometry.depth;
+        let first_adapted = match self.adapt_blocks {
+            AdaptBlocks::All => 0,
+            AdaptBlocks::Last(n) if (1..=depth).contains(&n) => depth - n,
+            AdaptBlocks::Last(asked) => return Err(SetupError::AdaptBlocks { asked, depth }),
+        };
+        if !(1..=geometry.dim).contains(&self.rank) {
+            return Err(SetupError::Rank {
+                asked: self.rank,
+                limit: geometry.dim,
+            });
+        }
+        let mut taps = self.taps.clone().unwrap_or_else(|| default_taps(depth));
+        taps.sort_unstable();
+        taps.dedup();
+        if let Some(&tap) = taps.iter().find(|tap| !(1..=depth).contains(tap)) {
+            return Err(SetupError::Tap { tap, depth });
+        }
+        Ok(Demand {
+            geometry: geometry.clone(),
+            resolution: self.resolution,
+            first_adapted,
+            projections: PROJECTIONS.len(),
+            prompts: self.prompts,
+            rank: self.rank,
+            taps,
+            classes,
+            batch,
+            threads,
+            phase: Phase::Bases,
+        })
     }
 }
 
@@ -203,64 +255,66 @@ impl Learner {
         Encoder::new(&self.weights, k.resolution, k.first_adapted, &k.taps)
     }
 
-    fn stack_shape(&self, images: usize) -> StackShape {
-        self.stack_shape_for(&self.knowledge.adapters, images)
+    /// How the next task would be trained, if it has `new_classes` classes.
+    ///
+    /// # Errors
+    /// When it does not fit the budget.
+    pub fn plan(&self, new_classes: usize, settings: &LearnSettings) -> Result<Plan, PlanError> {
+        let classes = self.knowledge.classes.len() + new_classes;
+        let demand = self.demand(&self.knowledge.adapters, classes, settings.fit.batch);
+        Plan::new(&demand, settings.budget)
     }
 
-    /// The same for adapters of another rank or with other prompts.
-    pub(crate) fn stack_shape_for(&self, adapters: &Adapters, images: usize) -> StackShape {
+    /// What training `adapters` takes, for a head that knows `classes` classes in the end and steps
+    /// of `batch` images.
+    pub(crate) fn demand(&self, adapters: &Adapters, classes: usize, batch: usize) -> Demand {
         let k = &self.knowledge;
         let geometry = self.weights.geometry().clone();
-        StackShape {
-            blocks: k.first_adapted..geometry.depth,
-            cached_tokens: geometry.tokens(k.resolution),
+        Demand {
+            resolution: k.resolution,
+            first_adapted: k.first_adapted,
+            projections: adapters.sites.len() / k.adapted_blocks().max(1),
             prompts: adapters.prompts.len() / geometry.dim,
-            taps: k
-                .taps
-                .iter()
-                .copied()
-                .filter(|&tap| tap > k.first_adapted)
-                .collect(),
             rank: adapters.rank,
-            images,
-            mlp_rows: usize::MAX,
-            mlp_columns: usize::MAX,
-            attention_rows: usize::MAX,
-            checkpoint_every: 1,
-            checkpoints: Precision::F32,
+            taps: k.taps.clone(),
+            classes,
+            batch,
+            threads: self.pool.current_num_threads(),
+            phase: self.phase(),
             geometry,
         }
+    }
+
+    /// What the next task learns: the bases may move only while no statistics rest on the features
+    /// they make.
+    fn phase(&self) -> Phase {
+        match self.knowledge.tasks.is_empty() {
+            true => Phase::Bases,
+            false => Phase::Cores,
+        }
+    }
+
+    /// The blocks behind the prefix for one image at a time, to classify.
+    fn stack_shape(&self) -> StackShape {
+        self.demand(&self.knowledge.adapters, 0, 1).stack()
     }
 }
 
 /// What is known before anything is learned.
 fn blank(weights: &Weights, model: &str, setup: &Setup) -> Result<Knowledge, SetupError> {
     let geometry = weights.geometry();
-    check_resolution(geometry, setup.resolution)?;
+    let Demand {
+        first_adapted,
+        taps,
+        ..
+    } = setup.demand(geometry, 0, 1, 1)?;
     let depth = geometry.depth;
-    let first_adapted = match setup.adapt_blocks {
-        AdaptBlocks::All => 0,
-        AdaptBlocks::Last(n) if (1..=depth).contains(&n) => depth - n,
-        AdaptBlocks::Last(asked) => return Err(SetupError::AdaptBlocks { asked, depth }),
-    };
-    if !(1..=geometry.dim).contains(&setup.rank) {
-        return Err(SetupError::Rank {
-            asked: setup.rank,
-            limit: geometry.dim,
-        });
-    }
-    let mut taps = setup.taps.clone().unwrap_or_else(|| default_taps(depth));
-    taps.sort_unstable();
-    taps.dedup();
-    if let Some(&tap) = taps.iter().find(|tap| !(1..=depth).contains(tap)) {
-        return Err(SetupError::Tap { tap, depth });
-    }
     let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
     let adapters = Adapters::new(
         geometry.dim,
         setup.rank,
         first_adapted..depth,
-        &[Projection::Query, Projection::Value],
+        &PROJECTIONS,
         setup.prompts,
         &mut rng,
     );

@@ -241,7 +241,7 @@ impl<'a> Recogniser<'a> {
 
     /// Buffers for one thread.
     pub fn session(&self) -> Session<'a> {
-        let shape = self.learner.stack_shape(1);
+        let shape = self.learner.stack_shape();
         let width = self.encoder.pooled() + shape.features();
         Session {
             stack: Stack::new(&self.learner.weights, shape),

@@ -31,8 +31,6 @@ pub struct FitSettings {
     pub core_epochs: usize,
     /// Images a step.
     pub batch: usize,
-    /// Images that run through a block together on one thread.
-    pub micro_batch: usize,
     /// Learning rate of the bases.
     pub rate: f32,
     /// Learning rate of the cores: small, as old classes' statistics were taken before it acts.
@@ -67,7 +65,6 @@ impl Default for FitSettings {
             epochs: 15,
             core_epochs: 3,
             batch: 16,
-            micro_batch: 2,
             rate: 1e-3,
             core_rate: 2e-4,
             prompt_rate: 1e-3,

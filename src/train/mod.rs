@@ -1,11 +1,13 @@
 //! Learning by gradient: the adapted blocks forward and backward, the optimiser, the epochs.
 
 pub mod adam;
+pub mod bench;
 pub mod block;
 pub mod fit;
 pub mod frozen;
 pub mod judge;
 pub mod objective;
 pub mod parameters;
+pub mod plan;
 pub mod stack;
 pub mod trainer;

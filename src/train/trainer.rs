@@ -1,9 +1,10 @@
-//! One worker a thread, each with an adapted stack of its own, over the encoded images of a task.
+//! Workers, each with an adapted stack of its own, over the encoded images of a task.
 
 use rayon::prelude::*;
 
 use super::objective::cross_entropy;
-use super::stack::{Phase, Stack, StackShape};
+use super::plan::Plan;
+use super::stack::{Phase, Stack};
 use crate::adapt::Adapters;
 use crate::data::{CacheError, PrefixCache};
 use crate::head::{ClassId, Classifier, HeadError};
@@ -53,7 +54,7 @@ impl Features {
     }
 }
 
-/// The buffers of one thread.
+/// The buffers of one worker.
 struct Worker<'w> {
     stack: Stack<'w>,
     /// Gradient of the adapters over this worker's share of a batch.
@@ -120,7 +121,7 @@ pub struct Target<'a> {
     pub phase: Phase,
 }
 
-/// One worker a thread, and the images they work on.
+/// The workers of a plan, and the images they work on.
 pub struct Trainer<'a> {
     pool: &'a rayon::ThreadPool,
     encoded: &'a Encoded<'a>,
@@ -141,22 +142,22 @@ impl std::fmt::Debug for Trainer<'_> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Allocates what every thread of `pool` needs for batches of `batch` images.
+    /// Allocates the buffers of every worker of `plan`, for batches of `batch` images.
     pub fn new(
         pool: &'a rayon::ThreadPool,
         weights: &'a Weights,
-        shape: &StackShape,
+        plan: &Plan,
         encoded: &'a Encoded<'a>,
         adapters: &Adapters,
         batch: usize,
     ) -> Self {
-        let threads = pool.current_num_threads().max(1);
-        let share = batch.div_ceil(threads).max(1);
+        let shape = &plan.stack;
+        let share = batch.div_ceil(plan.workers).max(1);
         let width = encoded.cache.pooled() + shape.features();
         let longest = shape
             .gradient_len(adapters, Phase::Bases)
             .max(shape.gradient_len(adapters, Phase::Cores));
-        let workers = (0..threads)
+        let workers = (0..plan.workers)
             .map(|_| Worker {
                 stack: Stack::new(weights, shape.clone()),
                 gradient: vec![0.0; longest],

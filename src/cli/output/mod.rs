@@ -9,10 +9,12 @@ use serde::{Serialize, Serializer};
 use super::Outcome;
 
 mod learned;
+mod measured;
 mod model;
 mod named;
 
 pub use learned::{ForgetReport, LearnReport, StateReport, TaskSummary};
+pub use measured::{BenchReport, PlanReport};
 pub use model::{ModelCheckReport, ModelGetReport, ModelVerdict};
 pub use named::{Answer, Candidate, ClassScore, ClassifiedImage, ClassifyReport, ScoreReport};
 
