@@ -147,6 +147,11 @@ impl Shape {
     }
 }
 
+/// The gemm crate is a peer on x86-64 only, see Cargo.toml.
+#[cfg(not(target_arch = "x86_64"))]
+fn gemm_crate(_: Shape, _: &[f32], _: &[f32], _: &mut [f32]) {}
+
+#[cfg(target_arch = "x86_64")]
 fn gemm_crate(s: Shape, a: &[f32], b: &[f32], c: &mut [f32]) {
     let strides = |rows: usize, cols: usize, transposed: bool| {
         if transposed {
