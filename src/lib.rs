@@ -3,8 +3,9 @@
 //!
 //! The rooms follow the flow of an image: [`data`] decodes it, [`vit`] runs the frozen blocks,
 //! [`train`] runs and adapts the last ones with [`kernels`] and [`adapt`], [`head`] names the
-//! class, and [`state`] keeps what was learned. [`eval`] compares methods on benchmarks.
-//! [`learner`] is the front door:
+//! class, and [`state`] keeps what was learned. [`camera`] brings pictures as they come, [`board`]
+//! tells what the machine is and bears, and [`eval`] compares methods on benchmarks. [`learner`] is
+//! the front door:
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -24,6 +25,8 @@
 //! ```
 
 pub mod adapt;
+pub mod board;
+pub mod camera;
 pub mod data;
 pub mod eval;
 pub mod head;

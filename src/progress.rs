@@ -43,7 +43,7 @@ impl fmt::Display for Stage {
 }
 
 /// Receives the progress of a job. Images run in parallel, so every method may be called from
-/// any thread.
+/// any thread. A method may take its time, and the work waits: see [`Cooled`](crate::board::Cooled).
 pub trait Progress: Sync {
     /// `stage` begins and has `total` steps, 0 when that is not known. A stage that was under
     /// way has ended.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::Learner;
 use crate::data::{
-    CacheError, DecodeError, Fit, Limits, PrefixCache, decode, patchify, resize_square,
+    CacheError, DecodeError, Fit, Limits, PrefixCache, Rgb, decode, patchify, resize_square,
 };
 use crate::kernels::pool::pool;
 use crate::vit::{Pixels, Prefix, PrefixError, Weights};
@@ -90,11 +90,24 @@ impl<'w> Encoder<'w> {
         tokens: &mut [f32],
         pooled: &mut [f32],
     ) -> Result<(), EncodeError> {
+        let image = decode(path, &Limits::default())?;
+        Ok(self.run_image(image, tokens, pooled)?)
+    }
+
+    /// [`Encoder::run`] for a picture that is decoded.
+    ///
+    /// # Errors
+    /// When tract fails.
+    pub fn run_image(
+        &self,
+        image: Rgb,
+        tokens: &mut [f32],
+        pooled: &mut [f32],
+    ) -> Result<(), PrefixError> {
         let geometry = self.weights.geometry();
-        let square = {
-            let image = decode(path, &Limits::default())?;
-            resize_square(&image, self.resolution, Fit::default())
-        };
+        let square = resize_square(&image, self.resolution, Fit::default());
+        // A photo takes megabytes, and all threads hold one.
+        drop(image);
         let (d, first_patch) = (geometry.dim, 1 + geometry.registers);
         let mut patches = vec![0.0; 3 * self.resolution * self.resolution];
         let preprocessing = self.weights.preprocessing();

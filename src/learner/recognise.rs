@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{EncodeError, Encoder, Learner};
-use crate::data::{FolderError, Skipped, TaskFolder};
+use crate::data::{FolderError, Rgb, Skipped, TaskFolder};
 use crate::head::{Classifier, DEFAULT_SHRINKAGE, HeadError, Novelty, probabilities};
 use crate::state::Knowledge;
 use crate::train::stack::Stack;
@@ -260,6 +260,27 @@ impl<'a> Recogniser<'a> {
         path: &Path,
     ) -> Result<Recognised, ScoreError> {
         let unknown = self.scores(session, path)?;
+        self.recognised(session, unknown)
+    }
+
+    /// Says what is on a picture that is decoded.
+    ///
+    /// # Errors
+    /// When the model cannot be run.
+    pub fn classify_image(
+        &self,
+        session: &mut Session<'_>,
+        image: Rgb,
+    ) -> Result<Recognised, ScoreError> {
+        let (pooled, _) = session.features.split_at_mut(self.encoder.pooled());
+        self.encoder
+            .run_image(image, session.stack.input(0), pooled)?;
+        let unknown = self.finish_scores(session)?;
+        self.recognised(session, unknown)
+    }
+
+    /// The session's scores as probabilities, most probable first.
+    fn recognised(&self, session: &Session<'_>, unknown: bool) -> Result<Recognised, ScoreError> {
         let mut chances = vec![0.0; session.scores.len()];
         probabilities(
             &session.scores,
@@ -284,8 +305,15 @@ impl<'a> Recogniser<'a> {
 
     /// Writes the scores of an image into the session, and says whether it is unknown.
     fn scores(&self, session: &mut Session<'_>, path: &Path) -> Result<bool, ScoreError> {
-        let (pooled, made) = session.features.split_at_mut(self.encoder.pooled());
+        let (pooled, _) = session.features.split_at_mut(self.encoder.pooled());
         self.encoder.run(path, session.stack.input(0), pooled)?;
+        self.finish_scores(session)
+    }
+
+    /// From the input of the first adapted block, which the session holds, to the scores and
+    /// whether the image is unknown.
+    fn finish_scores(&self, session: &mut Session<'_>) -> Result<bool, ScoreError> {
+        let (_, made) = session.features.split_at_mut(self.encoder.pooled());
         session.stack.forward(&self.knowledge.adapters, 1, made);
         self.classifier
             .scores(&session.features, &mut session.scores)?;
