@@ -50,6 +50,8 @@ pub struct Adapters {
     pub sites: Vec<Site>,
     /// `[m, D]`, inserted after the class token at the first adapted block.
     pub prompts: Vec<f32>,
+    /// `[m, D]`: diagonal of the prompts' Fisher information, summed over the tasks learned so far.
+    pub prompt_fisher: Vec<f32>,
     /// Tokens that the sites' `gram` are means over.
     pub remembered: f64,
 }
@@ -107,6 +109,7 @@ impl Adapters {
             prompts: (0..prompts * dim)
                 .map(|_| rng.random_range(-0.02..0.02))
                 .collect(),
+            prompt_fisher: vec![0.0; prompts * dim],
             remembered: 0.0,
         };
         for site in &mut adapters.sites {

@@ -5,5 +5,7 @@
 //! core C, so that all tasks together cost one `[r, r]` matrix a projection at inference.
 
 mod flora;
+mod rank;
 
 pub use flora::{Adapters, Projection, Site, TaskCore};
+pub use rank::{CANDIDATES, Draw, RankChoice, RankSelector};

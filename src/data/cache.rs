@@ -115,6 +115,11 @@ impl PrefixCache {
         self.written.len()
     }
 
+    /// Numbers in the tokens of an image.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
     /// Features kept beside the tokens of an image.
     pub fn pooled(&self) -> usize {
         self.pooled

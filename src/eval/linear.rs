@@ -18,6 +18,9 @@ use crate::train::plan::Plan;
 use crate::train::stack::Phase;
 use crate::train::trainer::{Encoded, Features, FitError, Scorer, Target, Trainer};
 
+/// Rank of M and N unless one is given.
+const CORE_RANK: usize = 8;
+
 /// Weights `[classes, D]` and biases of a linear classifier on the last block's class token, which
 /// is divided by its root mean square first.
 #[derive(Debug, Clone)]
@@ -224,6 +227,7 @@ impl Contender for Linear<'_> {
             phase,
             from,
             fresh_rank: self.learner.knowledge().adapters.rank,
+            core_rank: self.settings.rank.unwrap_or(CORE_RANK),
             magnitudes: self.method == Method::SdLora,
         };
         let parameters = lesson.train(
@@ -247,7 +251,7 @@ impl Contender for Linear<'_> {
             bytes: 4 * (parameters + rows),
             rank: Some(match phase {
                 Phase::Bases => lesson.fresh_rank,
-                Phase::Cores => self.settings.task_rank,
+                Phase::Cores => lesson.core_rank,
             }),
         })
     }
@@ -274,6 +278,8 @@ struct Lesson<'a> {
     /// First column of A and B that is trained.
     from: usize,
     fresh_rank: usize,
+    /// Rank of M and N in [`Phase::Cores`].
+    core_rank: usize,
     /// Whether the magnitudes of earlier directions are trained.
     magnitudes: bool,
 }
@@ -300,7 +306,7 @@ impl Lesson<'_> {
             fit.batch,
         );
         let base = adapters.clone();
-        let mut parameters = Parameters::new(&base, self.phase, settings.task_rank, rng);
+        let mut parameters = Parameters::new(&base, self.phase, self.core_rank, rng);
         let mut adam = Adam::new(parameters.len());
         let mut head_adam = Adam::new(head.values.len());
         let mut magnitude_adam = Adam::new(base.sites.len() * self.directions());

@@ -15,8 +15,10 @@ use crate::train::fit::{FitSettings, Fitted, fit};
 use crate::train::judge::{classes_in, judge, learn_into, novelties};
 use crate::train::parameters::Guard;
 use crate::train::plan::{DEFAULT_BUDGET, Plan};
+use crate::train::selection::TaskRank;
 use crate::train::stack::Phase;
 use crate::train::trainer::{Encoded, Features, FitError, Target, Trainer};
+use crate::vit::Geometry;
 
 /// One class of a task, as records of a prefix cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,8 +127,7 @@ impl Learner {
         progress: &dyn Progress,
     ) -> Result<LearnReport, LearnError> {
         let start = Instant::now();
-        let known = &self.knowledge;
-        let mut next = known.clone();
+        let mut next = self.knowledge.clone();
         let (mut records, mut labels) = (Vec::new(), Vec::new());
         let (mut training, mut validation) = (Vec::new(), Vec::new());
         let mut classes: Vec<(ClassId, u32)> = Vec::new();
@@ -156,6 +157,16 @@ impl Learner {
             validation: &validation,
         };
         let all: Vec<usize> = (0..records.len()).collect();
+        let mut known = self.knowledge.clone();
+        if known.tasks.is_empty() {
+            prompts_from(
+                &encoded,
+                self.weights.geometry(),
+                &mut known.adapters.prompts,
+            )?;
+            next.adapters.prompts.clone_from(&known.adapters.prompts);
+        }
+        let known = &known;
         let demand = self.demand(&known.adapters, next.classes.len(), settings.fit.batch);
         let plan = Plan::within(&demand, settings.budget);
         let mut trainer = Trainer::new(
@@ -181,7 +192,10 @@ impl Learner {
                 &mut trainer,
                 &known.adapters,
                 phase,
-                settings.task_rank,
+                match settings.rank {
+                    Some(rank) => TaskRank::Fixed(rank),
+                    None => TaskRank::Selected(&mut next.ranks),
+                },
                 &known.head,
                 guard,
                 &mut features,
@@ -248,8 +262,17 @@ impl Learner {
         let novelties = novelties(&encoded, &next.head, &features, settings.fit.shrinkage)?;
         let task_id = known.next_task();
         learn_into(&mut next.head, &labels, &own, &features, task_id)?;
-        if let Some(fisher) = &mut research.fisher {
-            add_fisher(&mut trainer, &next, &own, &mut features, settings, fisher)?;
+        if research.fisher.is_some() || !next.adapters.prompts.is_empty() {
+            let found = fisher(&mut trainer, &next, &own, &mut features, settings)?;
+            let prompts = next.adapters.prompt_fisher.len();
+            let (cores, of_prompts) = found.split_at(found.len() - prompts);
+            for (sum, f) in next.adapters.prompt_fisher.iter_mut().zip(of_prompts) {
+                *sum += f;
+            }
+            if let Some(sum) = &mut research.fisher {
+                sum.resize(cores.len(), 0.0);
+                sum.iter_mut().zip(cores).for_each(|(sum, f)| *sum += f);
+            }
         }
         next.tasks.push(TaskRecord {
             id: task_id,
@@ -257,11 +280,9 @@ impl Learner {
             classes,
             learned_at: now(),
             adapted: kept,
-            rank: if cores.is_empty() {
-                0
-            } else {
-                settings.task_rank
-            },
+            rank: cores
+                .first()
+                .map_or(0, |core| core.m.len() / known.adapters.rank),
             cores,
             novelties,
         });
@@ -282,20 +303,23 @@ impl Learner {
             validation_accuracy: judged.validation_accuracy,
             parameters_added,
             adapted: kept,
+            choice: fitted.and_then(|fitted| fitted.choice),
         })
     }
 }
 
-/// Adds the mean over `images` of the squared gradient of the cores, `[r, r]` a site: the diagonal
-/// of their Fisher information at the labels (Kirkpatrick et al., arXiv 1612.00796).
-fn add_fisher(
+/// Images that Fisher information is estimated from, at most.
+const FISHER_IMAGES: usize = 64;
+
+/// The mean over images of the squared gradient of cores and prompts, laid out as the gradient is:
+/// the diagonal of their Fisher information at the labels (Kirkpatrick et al., arXiv 1612.00796).
+fn fisher(
     trainer: &mut Trainer<'_>,
     knowledge: &Knowledge,
     images: &[usize],
     features: &mut Features,
     settings: &LearnSettings,
-    fisher: &mut Vec<f32>,
-) -> Result<(), LearnError> {
+) -> Result<Vec<f32>, LearnError> {
     let head = Classifier::fit(&[&knowledge.head], settings.fit.training_shrinkage)?;
     let class = classes_in(&head, trainer.encoded().labels);
     let target = Target {
@@ -306,13 +330,49 @@ fn add_fisher(
     };
     let adapters = &knowledge.adapters;
     let mut gradient = vec![0.0; trainer.gradient_len(adapters, Phase::Cores)];
-    let cores = adapters.sites.len() * adapters.rank * adapters.rank;
-    fisher.resize(cores, 0.0);
-    for image in images.chunks(1) {
-        trainer.gradient(image, adapters, features, &target, &mut gradient)?;
+    let mut fisher = vec![0.0; gradient.len()];
+    let n = images.len().min(FISHER_IMAGES);
+    for k in 0..n {
+        let image = images[k * images.len() / n];
+        trainer.gradient(&[image], adapters, features, &target, &mut gradient)?;
         for (sum, g) in fisher.iter_mut().zip(&gradient) {
-            *sum += g * g / images.len() as f32;
+            *sum += g * g / n as f32;
         }
+    }
+    Ok(fisher)
+}
+
+/// Prompts `[m, D]` that a first task starts from: means of the patch tokens of its images, over m
+/// strips of the picture. Tokens that look like the average image disturb the frozen attention
+/// least.
+fn prompts_from(
+    encoded: &Encoded<'_>,
+    geometry: &Geometry,
+    prompts: &mut [f32],
+) -> Result<(), FitError> {
+    let d = geometry.dim;
+    let count = prompts.len() / d;
+    if count == 0 {
+        return Ok(());
+    }
+    prompts.fill(0.0);
+    let mut tokens = vec![0.0; encoded.cache.tokens()];
+    let mut pooled = vec![0.0; encoded.cache.pooled()];
+    let first_patch = 1 + geometry.registers;
+    let patches = tokens.len() / d - first_patch;
+    let mut seen = vec![0usize; count];
+    for &image in encoded.training {
+        let record = encoded.records[image];
+        encoded.cache.read(record, &mut tokens, &mut pooled)?;
+        for (patch, token) in tokens[first_patch * d..].chunks_exact(d).enumerate() {
+            let strip = patch * count / patches;
+            let prompt = &mut prompts[strip * d..(strip + 1) * d];
+            prompt.iter_mut().zip(token).for_each(|(p, t)| *p += t);
+            seen[strip] += 1;
+        }
+    }
+    for (prompt, &seen) in prompts.chunks_exact_mut(d).zip(&seen) {
+        prompt.iter_mut().for_each(|p| *p /= seen.max(1) as f32);
     }
     Ok(())
 }

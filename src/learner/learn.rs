@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::{EncodeError, EncodedClass, EncodedTask, Learner, SetupError};
 use crate::Progress;
+use crate::adapt::RankChoice;
 use crate::data::{DEFAULT_FRACTION, FolderError, Skipped, TaskFolder, split_class};
 use crate::head::HeadError;
 use crate::train::fit::FitSettings;
@@ -17,8 +18,8 @@ use crate::vit::PrefixError;
 pub struct LearnSettings {
     /// Only the head learns; the features stay as they are.
     pub instant: bool,
-    /// Rank of this task's M and N.
-    pub task_rank: usize,
+    /// Rank of a later task's M and N; `None` selects it while training.
+    pub rank: Option<usize>,
     pub fit: FitSettings,
     /// Whether the statistics of earlier classes are moved along with the features.
     pub transport: bool,
@@ -33,7 +34,7 @@ impl Default for LearnSettings {
     fn default() -> Self {
         Self {
             instant: false,
-            task_rank: 8,
+            rank: None,
             fit: FitSettings::default(),
             transport: true,
             validation: DEFAULT_FRACTION,
@@ -61,6 +62,8 @@ pub struct LearnReport {
     pub parameters_added: usize,
     /// Whether the gradient update was kept.
     pub adapted: bool,
+    /// How the rank was chosen, where it was.
+    pub choice: Option<RankChoice>,
 }
 
 /// A task could not be learned; what was known before is unchanged.

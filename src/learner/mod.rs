@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::adapt::{Adapters, Projection};
+use crate::adapt::{Adapters, Projection, RankSelector};
 use crate::head::{Calibration, Layout, Statistics};
 use crate::state::{Forget, ForgetError, Forgotten, Knowledge, ModelIdentity};
 use crate::train::plan::{Demand, Plan, PlanError};
@@ -331,6 +331,7 @@ fn blank(weights: &Weights, model: &str, setup: &Setup) -> Result<Knowledge, Set
         taps,
         first_adapted,
         adapters,
+        ranks: RankSelector::new(setup.rank),
         head: Statistics::new(layout),
         calibration: Calibration::default(),
         classes: Vec::new(),
@@ -354,6 +355,7 @@ fn check_consistent(weights: &Weights, k: &Knowledge) -> Result<(), SetupError> 
         k.adapters.dim == d && (1..=d).contains(&r),
         "its adapters have another width",
     )?;
+    holds(k.ranks.fits(r), "its ranks do not fit its adapters")?;
     let sites = k.adapters.sites.iter().all(|site| {
         (k.first_adapted..g.depth).contains(&site.block)
             && site.a.len() == d * r
@@ -368,7 +370,8 @@ fn check_consistent(weights: &Weights, k: &Knowledge) -> Result<(), SetupError> 
         .is_sorted_by(|a, b| (a.block, a.projection as usize) < (b.block, b.projection as usize));
     holds(ordered, "its adapters are out of order")?;
     holds(
-        k.adapters.prompts.len().is_multiple_of(d),
+        k.adapters.prompts.len().is_multiple_of(d)
+            && k.adapters.prompt_fisher.len() == k.adapters.prompts.len(),
         "its prompts have another width",
     )?;
     let taps =

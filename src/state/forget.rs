@@ -213,6 +213,7 @@ mod tests {
             taps: vec![1],
             first_adapted: 0,
             adapters,
+            ranks: crate::adapt::RankSelector::new(RANK),
             head,
             calibration: Calibration::default(),
             classes: vec!["robin".into(), "wren".into(), "tit".into()],

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub use file::{Revision, StateError, check_writable, encode, read, write};
 pub use forget::{Forget, ForgetError, Forgotten};
 
-use crate::adapt::{Adapters, TaskCore};
+use crate::adapt::{Adapters, RankSelector, TaskCore};
 use crate::head::{Calibration, ClassId, Factor, Novelties, Statistics, TaskId};
 use crate::vit::{ContentHash, Pixels};
 
@@ -23,6 +23,8 @@ pub struct Knowledge {
     /// First adapted block, from 0; all blocks behind it are adapted too.
     pub first_adapted: usize,
     pub adapters: Adapters,
+    /// What was learned about the ranks that tasks need.
+    pub ranks: RankSelector,
     pub head: Statistics,
     pub calibration: Calibration,
     /// Class names; a [`ClassId`] is an index into them.

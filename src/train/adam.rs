@@ -22,6 +22,16 @@ impl Adam {
         }
     }
 
+    /// Goes on with the parameters at `kept` only, ascending.
+    pub fn keep(&mut self, kept: &[usize]) {
+        for moments in [&mut self.first, &mut self.second] {
+            for (to, &from) in kept.iter().enumerate() {
+                moments[to] = moments[from];
+            }
+            moments.truncate(kept.len());
+        }
+    }
+
     /// One update of `parameters` against `gradient`; `rate(i)` is the learning rate of element i.
     pub fn update(
         &mut self,
@@ -61,6 +71,19 @@ mod tests {
         let mut x = vec![1.0, -2.0];
         Adam::new(2).update(&mut x, &[0.5, -3.0], |_| 0.1);
         assert!((x[0] - 0.9).abs() < 1e-6 && (x[1] + 1.9).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_is_kept_goes_on_as_if_alone() {
+        let (mut both, mut alone) = (Adam::new(3), Adam::new(1));
+        let (mut x, mut y) = (vec![1.0f32, 2.0, 3.0], vec![2.0f32]);
+        both.update(&mut x, &[0.3, 0.7, -0.2], |_| 0.1);
+        alone.update(&mut y, &[0.7], |_| 0.1);
+        both.keep(&[1]);
+        let mut x = vec![x[1]];
+        both.update(&mut x, &[-0.1], |_| 0.1);
+        alone.update(&mut y, &[-0.1], |_| 0.1);
+        assert_eq!(x, y);
     }
 
     #[test]

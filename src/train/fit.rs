@@ -13,9 +13,10 @@ use rand_chacha::ChaCha8Rng;
 use super::adam::{Adam, cosine};
 use super::judge::{Quality, classes_in, crossfit_temperature, head_of, quality, scored};
 use super::parameters::{Guard, Parameters};
+use super::selection::{SELECTION_EPOCHS, Selection, TaskRank};
 use super::stack::Phase;
 use super::trainer::{Encoded, Features, FitError, Target, Trainer};
-use crate::adapt::Adapters;
+use crate::adapt::{Adapters, RankChoice};
 use crate::head::{DEFAULT_SHRINKAGE, Statistics};
 use crate::{Progress, Stage};
 
@@ -35,7 +36,7 @@ pub struct FitSettings {
     pub rate: f32,
     /// Learning rate of the cores: small, as old classes' statistics were taken before it acts.
     pub core_rate: f32,
-    /// Learning rate of prompts.
+    /// Learning rate of prompts in the first task; later it is lower in proportion to the cores'.
     pub prompt_rate: f32,
     /// Weight of the drift guard.
     pub guard: f32,
@@ -84,6 +85,8 @@ pub struct Fitted {
     pub parameters: Parameters,
     /// Whether validation with them has a lower loss than before.
     pub improved: bool,
+    /// How the rank was chosen, where it was.
+    pub choice: Option<RankChoice>,
     /// Epochs that ran.
     pub epochs: usize,
     /// Validation before the first epoch and with the best parameters.
@@ -101,7 +104,7 @@ pub fn fit(
     trainer: &mut Trainer<'_>,
     base: &Adapters,
     phase: Phase,
-    task_rank: usize,
+    rank: TaskRank<'_>,
     known: &Statistics,
     guard: Guard<'_>,
     features: &mut Features,
@@ -110,15 +113,18 @@ pub fn fit(
 ) -> Result<Fitted, FitError> {
     let encoded = trainer.encoded();
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-    let mut parameters = Parameters::new(base, phase, task_rank, &mut rng);
+    let (most_epochs, peak_rate) = settings.schedule(phase);
+    let mut selection = Selection::of(phase, &rank);
+    let columns = match &rank {
+        TaskRank::Fixed(rank) => *rank,
+        TaskRank::Selected(selector) => selector.most(),
+    };
+    let mut parameters = Parameters::new(base, phase, columns, &mut rng);
     let mut adapters = base.clone();
     let mut adam = Adam::new(parameters.len());
     let mut adapter_gradient = vec![0.0; trainer.gradient_len(base, phase)];
     let mut gradient = vec![0.0; parameters.len()];
     let mut guard_work = vec![0.0; base.rank * base.rank];
-    let prompts_start = parameters.prompts_start();
-
-    let (most_epochs, peak_rate) = settings.schedule(phase);
     let mut halves = draw_halves(encoded, &mut rng);
     let start = crossfit_temperature(
         encoded,
@@ -138,6 +144,14 @@ pub fn fit(
         Ok(quality(encoded, encoded.validation, &head, features)?)
     };
     let before = quality_of(features)?;
+    if let Some(selection) = selection
+        .as_mut()
+        .filter(|_| most_epochs < SELECTION_EPOCHS)
+    {
+        // Too short to select: what earlier tasks taught decides.
+        selection.end(before.loss, &mut parameters, &mut adam);
+        gradient.truncate(parameters.len());
+    }
     let mut best = (None, parameters.clone());
     let mut lowest = f64::INFINITY;
     let steps_an_epoch: usize = halves
@@ -170,6 +184,10 @@ pub fn fit(
             };
             for images in images.chunks(settings.batch) {
                 let rate = cosine(step, total / 10, total);
+                if let Some(selection) = &mut selection {
+                    selection.open_gates(epochs, step, steps_an_epoch, &mut parameters, &mut rng);
+                    parameters.apply(base, &mut adapters);
+                }
                 trainer.gradient(images, &adapters, features, &target, &mut adapter_gradient)?;
                 progress.advance(images.len());
                 parameters.add_guard(
@@ -179,12 +197,16 @@ pub fn fit(
                     &mut guard_work,
                     &mut adapter_gradient,
                 );
+                if let Some(selection) = &mut selection {
+                    selection.learn(epochs, &parameters, &adapter_gradient);
+                }
                 parameters.chain(&adapter_gradient, &mut gradient);
+                let prompts_start = parameters.prompts_start();
                 adam.update(parameters.values_mut(), &gradient, |i| {
                     let peak = if i < prompts_start {
                         peak_rate
                     } else {
-                        settings.prompt_rate
+                        settings.prompt_rate * peak_rate / settings.rate
                     };
                     peak * rate
                 });
@@ -195,6 +217,17 @@ pub fn fit(
         epochs += 1;
         trainer.refresh(encoded.validation, &adapters, features)?;
         let now = quality_of(features)?;
+        if let Some(selection) = &mut selection {
+            // What was best with more columns than are chosen does not count.
+            if selection.after_epoch(epochs, now.loss, &mut parameters, &mut adam) {
+                gradient.truncate(parameters.len());
+                parameters.apply(base, &mut adapters);
+                continue;
+            }
+            if selection.pending() {
+                continue;
+            }
+        }
         if now.loss < lowest {
             lowest = now.loss;
             best = (Some(now), parameters.clone());
@@ -206,6 +239,7 @@ pub fn fit(
     Ok(Fitted {
         parameters: best.1,
         improved: lowest < before.loss,
+        choice: selection.and_then(|selection| selection.finish(rank)),
         epochs,
         before,
         after: best.0.unwrap_or(before),

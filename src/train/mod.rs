@@ -9,5 +9,6 @@ pub mod judge;
 pub mod objective;
 pub mod parameters;
 pub mod plan;
+pub mod selection;
 pub mod stack;
 pub mod trainer;

@@ -30,6 +30,8 @@ pub struct Parameters {
     task_rank: usize,
     sites: usize,
     values: Vec<f32>,
+    /// Factor of each column of `M N^T`, `[r_t]`: all ones but while the rank is being selected.
+    gates: Vec<f32>,
 }
 
 impl Parameters {
@@ -58,6 +60,7 @@ impl Parameters {
             task_rank,
             sites: adapters.sites.len(),
             values,
+            gates: vec![1.0; task_rank],
         }
     }
 
@@ -79,6 +82,56 @@ impl Parameters {
     /// When `other` has another layout.
     pub fn copy_from(&mut self, other: &Self) {
         self.values.copy_from_slice(&other.values);
+    }
+
+    /// Rank r_t of M and N.
+    pub fn task_rank(&self) -> usize {
+        self.task_rank
+    }
+
+    pub fn gates_mut(&mut self) -> &mut [f32] {
+        &mut self.gates
+    }
+
+    /// Keeps the first `rank` columns of M and N, each M column multiplied by its gate, which is
+    /// then one. Returns which values stayed, by their index before.
+    pub fn truncate(&mut self, rank: usize) -> Vec<usize> {
+        let (old, start) = (self.task_rank, self.prompts_start());
+        let columns = start * usize::from(self.phase == Phase::Cores);
+        let half = self.rank * old;
+        let kept: Vec<usize> = (0..self.values.len())
+            .filter(|&i| i >= columns || i % old < rank)
+            .collect();
+        for i in 0..columns {
+            if (i / half).is_multiple_of(2) {
+                self.values[i] *= self.gates[i % old];
+            }
+        }
+        self.values = kept.iter().map(|&i| self.values[i]).collect();
+        self.task_rank = rank.min(old);
+        self.gates = vec![1.0; self.task_rank];
+        kept
+    }
+
+    /// Gradient of the gates `[r_t]` from that of the cores in `adapter_gradient`: summed over
+    /// sites, `m_k^T dC n_k` for column k.
+    pub fn gate_gradient(&self, adapter_gradient: &[f32], d_gates: &mut [f32]) {
+        d_gates.fill(0.0);
+        let (r, t) = (self.rank, self.task_rank);
+        for (index, dc) in adapter_gradient
+            .chunks_exact(r * r)
+            .take(self.sites)
+            .enumerate()
+        {
+            let (m, n) = self.factors(index);
+            for (i, row) in dc.chunks_exact(r).enumerate() {
+                for (j, d) in row.iter().enumerate() {
+                    for (k, sum) in d_gates.iter_mut().enumerate() {
+                        *sum += m[i * t + k] * d * n[j * t + k];
+                    }
+                }
+            }
+        }
     }
 
     /// Where the prompts start.
@@ -121,7 +174,7 @@ impl Parameters {
 
     /// The gradient of the parameters from that of the adapters, laid out as
     /// [`super::stack::StackShape::gradient_len`] says: with `C = C_old + M N^T`, `dM = dC N` and
-    /// `dN = dC^T M`.
+    /// `dN = dC^T M`, each column times its gate.
     ///
     /// # Panics
     /// When a slice has another length than its layout says.
@@ -147,6 +200,9 @@ impl Parameters {
                         0.0,
                         MatMut::new(dn, r, t),
                     );
+                    for row in out.chunks_exact_mut(t) {
+                        row.iter_mut().zip(&self.gates).for_each(|(d, g)| *d *= g);
+                    }
                 }
             }
         }
@@ -169,7 +225,8 @@ impl Parameters {
     }
 
     /// Adds the gradient of the drift guard, `strength` times what [`Guard`] says, to the cores in
-    /// `adapter_gradient`.
+    /// `adapter_gradient`, and to the prompts that of `F (P - P_old)^2` summed over their
+    /// elements, F the diagonal of their Fisher information.
     pub fn add_guard(
         &self,
         base: &Adapters,
@@ -208,12 +265,100 @@ impl Parameters {
                 }
             }
         }
+        let prompts = self.values[self.prompts_start()..].iter();
+        let moved = prompts.zip(&base.prompts).map(|(now, old)| now - old);
+        let d_prompts = &mut gradient[self.sites * r * r..];
+        for ((g, d), f) in d_prompts.iter_mut().zip(moved).zip(&base.prompt_fisher) {
+            *g += 2.0 * strength * f * d;
+        }
     }
 
-    /// `core += M N^T`.
+    /// `core += M diag(gates) N^T`.
     fn add_task_core(&self, m: &[f32], n: &[f32], core: &mut [f32]) {
         let (r, t) = (self.rank, self.task_rank);
-        let n = MatRef::new(n, r, t).t();
-        matmul(1.0, MatRef::new(m, r, t), n, 1.0, MatMut::new(core, r, r));
+        if self.gates.iter().all(|&gate| gate == 1.0) {
+            let n = MatRef::new(n, r, t).t();
+            matmul(1.0, MatRef::new(m, r, t), n, 1.0, MatMut::new(core, r, r));
+            return;
+        }
+        for (row, m) in core.chunks_exact_mut(r).zip(m.chunks_exact(t)) {
+            for (c, n) in row.iter_mut().zip(n.chunks_exact(t)) {
+                let gated = m.iter().zip(n).zip(&self.gates);
+                *c += gated.map(|((m, n), g)| m * n * g).sum::<f32>();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::adapt::Projection;
+
+    fn gated() -> (Adapters, Parameters) {
+        let mut rng = ChaCha8Rng::seed_from_u64(5);
+        let mut base = Adapters::new(8, 4, 0..2, &[Projection::Query], 1, &mut rng);
+        base.draw_output_bases(&mut rng);
+        let mut parameters = Parameters::new(&base, Phase::Cores, 4, &mut rng);
+        let draw = |_| rng.random_range(-1.0f32..1.0);
+        let values: Vec<f32> = (0..parameters.len()).map(draw).collect();
+        parameters.values_mut().copy_from_slice(&values);
+        parameters
+            .gates_mut()
+            .copy_from_slice(&[1.0, 0.8, 0.5, 0.1]);
+        (base, parameters)
+    }
+
+    /// A loss that is linear in the cores: its gradient is `pull` everywhere.
+    fn loss(base: &Adapters, parameters: &Parameters, pull: &[f32]) -> f32 {
+        let mut adapters = base.clone();
+        parameters.apply(base, &mut adapters);
+        let cores = adapters.sites.iter().flat_map(|site| &site.core);
+        cores.zip(pull).map(|(c, p)| c * p).sum()
+    }
+
+    #[test]
+    fn gradients_through_gates_match_central_differences() {
+        let (base, parameters) = gated();
+        let mut pull: Vec<f32> = (0..2 * 16).map(|i| (i as f32).sin()).collect();
+        pull.extend([0.0; 8]);
+        let mut gradient = vec![0.0; parameters.len()];
+        parameters.chain(&pull, &mut gradient);
+        for i in 0..parameters.prompts_start() {
+            let (mut up, mut down) = (parameters.clone(), parameters.clone());
+            up.values_mut()[i] += 1e-2;
+            down.values_mut()[i] -= 1e-2;
+            let slope = (loss(&base, &up, &pull) - loss(&base, &down, &pull)) / 2e-2;
+            assert!((slope - gradient[i]).abs() < 1e-3, "{i}");
+        }
+        let mut d_gates = [0.0; 4];
+        parameters.gate_gradient(&pull, &mut d_gates);
+        for i in 0..4 {
+            let (mut up, mut down) = (parameters.clone(), parameters.clone());
+            up.gates_mut()[i] += 1e-2;
+            down.gates_mut()[i] -= 1e-2;
+            let slope = (loss(&base, &up, &pull) - loss(&base, &down, &pull)) / 2e-2;
+            assert!((slope - d_gates[i]).abs() < 1e-3, "gate {i}");
+        }
+    }
+
+    #[test]
+    fn truncation_keeps_what_the_first_columns_added() {
+        let (base, mut parameters) = gated();
+        let mut closed = parameters.clone();
+        closed.gates_mut()[2..].fill(0.0);
+        let (mut expected, mut found) = (base.clone(), base.clone());
+        closed.apply(&base, &mut expected);
+        let kept = parameters.truncate(2);
+        parameters.apply(&base, &mut found);
+        assert_eq!((parameters.task_rank(), parameters.len()), (2, kept.len()));
+        assert_eq!(found.prompts, expected.prompts);
+        for (a, b) in found.sites.iter().zip(&expected.sites) {
+            let pairs = a.core.iter().zip(&b.core);
+            assert!(pairs.clone().all(|(a, b)| (a - b).abs() < 1e-6));
+        }
     }
 }
