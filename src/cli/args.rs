@@ -110,9 +110,13 @@ pub struct LearnArguments {
     /// Adapt this many of the last blocks, or "all" [default: the state file's, or 4]
     #[arg(long, value_name = "N|all")]
     pub adapt_blocks: Option<AdaptBlocks>,
-    /// Rank of what this task adds to each adapted matrix, 1 to 64 [default: 16]
-    #[arg(long, value_name = "R", value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
-    pub rank: Option<usize>,
+    /// Rank of what this task adds to each adapted matrix: 1 to 64, or "auto" to choose it while
+    /// training. A first task makes the bases that later ranks are limited by: of this rank, or 16
+    #[arg(long, value_name = "auto|R", default_value = "auto")]
+    pub rank: Rank,
+    /// Prompt tokens that all tasks share; 0 for none [default: the state file's, or 0]
+    #[arg(long, value_name = "M", value_parser = RangedU64ValueParser::<usize>::new().range(0..=64))]
+    pub prompts: Option<usize>,
     /// Train for at most this many passes over the photos [default: chosen from the task]
     #[arg(long, value_name = "N")]
     pub epochs: Option<NonZeroUsize>,
@@ -277,7 +281,7 @@ pub struct DemoArguments {
     pub keep: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(
     after_help = "Where --rank, --prompts, --adapt-blocks or --guard list several values, every \
     combination is run as a method of its own, named like \"fm-lora rank=4 prompts=0\".\n\
@@ -323,6 +327,10 @@ pub struct EvalArguments {
     /// Blocks to adapt, counted from the last, or "all"
     #[arg(long, value_name = "N|all,…", value_delimiter = ',')]
     pub adapt_blocks: Vec<AdaptBlocks>,
+    /// Rank of what each task after the first adds, "auto" to choose it while training; the first
+    /// task's bases have rank 16
+    #[arg(long, value_name = "auto|R,…", value_delimiter = ',')]
+    pub rank: Vec<Rank>,
     /// Prompt tokens
     #[arg(long, value_name = "M,…", value_delimiter = ',')]
     pub prompts: Vec<usize>,
@@ -342,6 +350,45 @@ pub struct EvalArguments {
     /// Go on from the finished runs in the --json file
     #[arg(long, requires = "json")]
     pub resume: bool,
+}
+
+/// Rank of what a task adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    /// Chosen while training.
+    Auto,
+    Fixed(usize),
+}
+
+impl Rank {
+    /// `None` where it is to be chosen.
+    pub fn fixed(self) -> Option<usize> {
+        match self {
+            Self::Auto => None,
+            Self::Fixed(rank) => Some(rank),
+        }
+    }
+}
+
+impl fmt::Display for Rank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(rank) => rank.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Rank {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match (text, text.parse()) {
+            ("auto", _) => Ok(Self::Auto),
+            (_, Ok(rank @ 1..=64)) => Ok(Self::Fixed(rank)),
+            _ => Err("expected \"auto\" or a rank from 1 to 64".to_owned()),
+        }
+    }
 }
 
 fn finite(text: &str) -> Result<f32, String> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use fledge::eval::{EvalReport, evaluate};
-use fledge::learner::{Learner, Setup};
+use fledge::learner::Learner;
 use fledge::vit::store::{Description, ModelStore};
 
 use super::output::{Report, emit};
@@ -29,11 +29,14 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
         Some(file) if settings.resume && file.exists() => Some(read(file)?),
         _ => None,
     };
-    let mut learner = Learner::new(weights, &name, &Setup::default(), settings.threads.get())?;
+    let depth = weights.geometry().depth;
+    let comparison = settings.comparison(depth);
+    let setup = &comparison.variants[0].setup;
+    let mut learner = Learner::new(weights, &name, setup, settings.threads.get())?;
     let mut kept = Ok(());
     let report = evaluate(
         &mut learner,
-        &settings.comparison,
+        &comparison,
         earlier,
         Some(&heap::Counted),
         progress,
@@ -50,8 +53,7 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
     emit(
         &Comparison {
             report: &report,
-            names: settings
-                .comparison
+            names: comparison
                 .variants
                 .iter()
                 .map(|variant| variant.name.as_str())

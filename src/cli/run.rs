@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use fledge::data::Skipped;
 use fledge::head::TaskId;
 use fledge::learner::{AdaptBlocks, EncodeError, Recognised, ScoreError, Setup};
-use fledge::state::{self, Knowledge, Revision, StateError};
+use fledge::state::{self, Knowledge, Revision, StateError, TaskRecord};
 use fledge::train::plan::Plan;
 use fledge::train::{bench, frozen};
 use fledge::vit::import::{self, ImportError};
@@ -104,6 +104,7 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
     };
     let mut how = LearnSettings {
         instant: settings.instant,
+        rank: settings.rank,
         ..LearnSettings::default()
     };
     how.budget = settings.budget;
@@ -126,13 +127,23 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
         train_accuracy: report.train_accuracy,
         validation_accuracy: report.validation_accuracy,
         parameters_added: report.parameters_added,
+        rank: learner
+            .knowledge()
+            .tasks
+            .last()
+            .and_then(|task| rank_of(learner.knowledge(), task)),
+        difficulty: report.choice.as_ref().map(|choice| choice.difficulty),
+        rank_probabilities: report.choice.map(|choice| {
+            let shares = choice.probabilities.into_iter();
+            shares.map(|(rank, p)| (rank.to_string(), p)).collect()
+        }),
         state_bytes,
     })
 }
 
 pub fn plan(settings: &settings::Plan) -> anyhow::Result<PlanReport> {
     let weights = ModelStore::at(&settings.home).open(Some(&model_name(&settings.model)))?;
-    let defaults = default_setup(weights.geometry().depth);
+    let defaults = Setup::for_depth(weights.geometry().depth);
     let setup = Setup {
         resolution: settings.resolution.map_or(defaults.resolution, |r| r.get()),
         adapt_blocks: settings
@@ -173,24 +184,16 @@ fn model_name(asked: &Option<String>) -> String {
         .unwrap_or_else(|| Description::default_model().name)
 }
 
-/// The defaults of a new state; a model may have fewer blocks than those adapt.
-fn default_setup(depth: usize) -> Setup {
-    let mut defaults = Setup::default();
-    if matches!(defaults.adapt_blocks, AdaptBlocks::Last(n) if n > depth) {
-        defaults.adapt_blocks = AdaptBlocks::All;
-    }
-    defaults
-}
-
 /// What was asked for, and the defaults for the rest.
 fn setup(settings: &settings::Learn, depth: usize) -> Setup {
-    let defaults = default_setup(depth);
+    let defaults = Setup::for_depth(depth);
     Setup {
         resolution: settings.resolution.map_or(defaults.resolution, |r| r.get()),
         adapt_blocks: settings
             .adapt_blocks
             .map_or(defaults.adapt_blocks, AdaptBlocks::from),
         rank: settings.rank.unwrap_or(defaults.rank),
+        prompts: settings.prompts.unwrap_or(defaults.prompts),
         seed: settings.seed,
         ..defaults
     }
@@ -217,12 +220,17 @@ fn refuse_changes(settings: &settings::Learn, knowledge: &Knowledge) -> anyhow::
             knowledge.resolution.to_string(),
         )?;
     }
-    if let Some(rank) = settings.rank {
-        fixed(
-            "rank",
-            rank.to_string(),
-            knowledge.adapters.rank.to_string(),
-        )?;
+    if let Some(rank) = settings.rank.filter(|&rank| rank > knowledge.adapters.rank) {
+        bail!(
+            "{} was started with bases of rank {}, so a task cannot add rank {rank}; choose up to {} or auto, or start another file with --state",
+            settings.state.display(),
+            knowledge.adapters.rank,
+            knowledge.adapters.rank
+        );
+    }
+    if let Some(prompts) = settings.prompts {
+        let is = knowledge.adapters.prompts.len() / knowledge.adapters.dim.max(1);
+        fixed("prompts", prompts.to_string(), is.to_string())?;
     }
     if let Some(asked) = settings.adapt_blocks {
         let is = knowledge.adapted_blocks();
@@ -364,10 +372,7 @@ pub fn state_show(path: &Path) -> anyhow::Result<StateReport> {
                 .filter_map(|&(class, _)| knowledge.classes.get(class as usize).cloned())
                 .collect(),
             images: task.images() as usize,
-            rank: task.adapted.then_some(match task.rank {
-                0 => knowledge.adapters.rank,
-                rank => rank,
-            }),
+            rank: rank_of(&knowledge, task),
             date: date.map_or_else(String::new, |date| {
                 humantime::format_rfc3339_seconds(date).to_string()
             }),
@@ -382,6 +387,15 @@ pub fn state_show(path: &Path) -> anyhow::Result<StateReport> {
         resolution: knowledge.resolution,
         adapt_blocks: knowledge.adapted_blocks(),
         tasks: tasks.collect(),
+    })
+}
+
+/// Rank of what a task added to each adapted matrix; `None` where nothing was kept of it.
+fn rank_of(knowledge: &Knowledge, task: &TaskRecord) -> Option<usize> {
+    task.adapted.then_some(match task.rank {
+        // The task that made the bases.
+        0 => knowledge.adapters.rank,
+        rank => rank,
     })
 }
 

@@ -42,7 +42,9 @@ pub struct Learn {
     /// Pixels.
     pub resolution: Option<NonZeroUsize>,
     pub adapt_blocks: Option<AdaptBlocks>,
+    /// `None` chooses it while training.
     pub rank: Option<usize>,
+    pub prompts: Option<usize>,
     pub epochs: Option<NonZeroUsize>,
     pub instant: bool,
     /// Bytes.
@@ -60,7 +62,8 @@ impl Learn {
             model: arguments.model,
             resolution: arguments.resolution,
             adapt_blocks: arguments.adapt_blocks,
-            rank: arguments.rank,
+            rank: arguments.rank.fixed(),
+            prompts: arguments.prompts,
             epochs: arguments.epochs,
             instant: arguments.instant,
             budget: arguments.budget.0,
@@ -79,6 +82,7 @@ impl Learn {
             resolution: None,
             adapt_blocks: None,
             rank: None,
+            prompts: None,
             epochs: None,
             instant: false,
             budget: DEFAULT_BUDGET,
@@ -214,7 +218,8 @@ pub struct Eval {
     pub home: PathBuf,
     pub model: Option<String>,
     pub threads: NonZeroUsize,
-    pub comparison: EvalSettings,
+    /// What varies from method to method.
+    arguments: EvalArguments,
     /// `None` prints a table.
     pub json: Option<Destination>,
     /// Whether to go on from the report that is there already.
@@ -222,7 +227,8 @@ pub struct Eval {
 }
 
 impl Eval {
-    pub fn resolve(arguments: EvalArguments) -> anyhow::Result<Self> {
+    pub fn resolve(mut arguments: EvalArguments) -> anyhow::Result<Self> {
+        arguments.data = task_folder(arguments.data)?;
         let json = arguments.json.clone().map(|out| match out {
             out if out.as_os_str() == "-" => Destination::Stdout,
             out => Destination::File(out),
@@ -236,22 +242,28 @@ impl Eval {
             threads: arguments.threads.unwrap_or_else(cores),
             json,
             resume: arguments.resume,
-            comparison: EvalSettings {
-                protocol: arguments.protocol,
-                data: task_folder(arguments.data.clone())?,
-                tasks: arguments.tasks.map(NonZeroUsize::get),
-                order: arguments.order.clone(),
-                seeds: arguments.seeds.get(),
-                order_seed: arguments.order_seed,
-                variants: variants(&arguments),
-            },
+            arguments,
         })
+    }
+
+    /// What to compare, with a model of `depth` blocks.
+    pub fn comparison(&self, depth: usize) -> EvalSettings {
+        let arguments = &self.arguments;
+        EvalSettings {
+            protocol: arguments.protocol,
+            data: arguments.data.clone(),
+            tasks: arguments.tasks.map(NonZeroUsize::get),
+            order: arguments.order.clone(),
+            seeds: arguments.seeds.get(),
+            order_seed: arguments.order_seed,
+            variants: variants(arguments, depth),
+        }
     }
 }
 
-/// Every method with every combination of what is varied.
-fn variants(arguments: &EvalArguments) -> Vec<Variant> {
-    let mut setup = Setup::default();
+/// Every method with every combination of what is varied, for a model of `depth` blocks.
+fn variants(arguments: &EvalArguments, depth: usize) -> Vec<Variant> {
+    let mut setup = Setup::for_depth(depth);
     setup.resolution = arguments
         .resolution
         .map_or(setup.resolution, NonZeroUsize::get);
@@ -262,6 +274,9 @@ fn variants(arguments: &EvalArguments) -> Vec<Variant> {
     }
     let mut variants: Vec<Variant> = Vec::new();
     for &method in &arguments.method {
+        if variants.iter().any(|variant| variant.method == method) {
+            continue;
+        }
         variants.push(Variant {
             name: method.to_string(),
             method,
@@ -277,6 +292,9 @@ fn variants(arguments: &EvalArguments) -> Vec<Variant> {
             v.setup.adapt_blocks = (*blocks).into();
         },
     );
+    vary(&mut variants, "rank", &arguments.rank, |v, rank| {
+        v.settings.rank = rank.fixed();
+    });
     vary(
         &mut variants,
         "prompts",

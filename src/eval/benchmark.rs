@@ -68,7 +68,7 @@ pub enum BenchmarkError {
     Tasks { tasks: usize, classes: usize },
     #[error("{} is already cut into {groups} tasks by its folders; leave the number of tasks out or ask for {groups}", path.display())]
     Grouped { path: PathBuf, groups: usize },
-    #[error("how many tasks the {classes} classes of {} are cut into must be said", path.display())]
+    #[error("{} does not say how many tasks its {classes} classes make; choose 1 to {classes} with --tasks", path.display())]
     TasksMissing { path: PathBuf, classes: usize },
     #[error("the class {class:?} of {} has no image to train on", path.display())]
     Untrained { path: PathBuf, class: String },

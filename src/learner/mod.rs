@@ -66,6 +66,15 @@ impl Default for Setup {
 }
 
 impl Setup {
+    /// The defaults for a model of `depth` blocks, which may be fewer than would be adapted.
+    pub fn for_depth(depth: usize) -> Self {
+        let mut setup = Self::default();
+        if matches!(setup.adapt_blocks, AdaptBlocks::Last(n) if n > depth) {
+            setup.adapt_blocks = AdaptBlocks::All;
+        }
+        setup
+    }
+
     /// What the first task takes in a state made with this, for a head that knows `classes` classes in
     /// the end, steps of `batch` images, and `threads` threads.
     ///

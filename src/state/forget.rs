@@ -213,7 +213,7 @@ mod tests {
             taps: vec![1],
             first_adapted: 0,
             adapters,
-            ranks: crate::adapt::RankSelector::new(RANK),
+            ranks: crate::adapt::RankSelector::new(2),
             head,
             calibration: Calibration::default(),
             classes: vec!["robin".into(), "wren".into(), "tit".into()],

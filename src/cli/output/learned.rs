@@ -1,5 +1,6 @@
 //! Answers about what was learned.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -24,6 +25,12 @@ pub struct LearnReport {
     /// On the held-back images; none when the task is too small to hold any back.
     pub validation_accuracy: Option<f64>,
     pub parameters_added: usize,
+    /// Rank of what the task added to each adapted matrix; none where its update was not kept.
+    pub rank: Option<usize>,
+    /// Validation loss in nats after a brief pretraining, where the rank was chosen by it.
+    pub difficulty: Option<f64>,
+    /// How probable each rank was found to be.
+    pub rank_probabilities: Option<BTreeMap<String, f64>>,
     /// Size of the state file.
     pub state_bytes: u64,
 }
@@ -41,6 +48,11 @@ impl Report for LearnReport {
             Some(accuracy) => format!("{} of the images held back", percent(accuracy)),
             None => "too few images to hold any back".to_owned(),
         };
+        let rank = match (self.rank, self.difficulty) {
+            (Some(rank), Some(loss)) => format!("{rank}, chosen at a validation loss of {loss:.2}"),
+            (Some(rank), None) => rank.to_string(),
+            (None, _) => "nothing added: no update helped the images held back".to_owned(),
+        };
         let rows = [
             ("task", self.task.clone()),
             ("classes", self.classes.join(", ")),
@@ -56,6 +68,7 @@ impl Report for LearnReport {
                 "added",
                 count(self.parameters_added, "parameter", "parameters"),
             ),
+            ("rank", rank),
             ("state file", size(self.state_bytes)),
         ];
         rows.iter()
@@ -188,6 +201,9 @@ mod tests {
             train_accuracy: 1.0,
             validation_accuracy: Some(0.95),
             parameters_added: 4096,
+            rank: Some(8),
+            difficulty: Some(0.25),
+            rank_probabilities: None,
             state_bytes: 1_850_000,
         }
     }

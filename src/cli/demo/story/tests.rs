@@ -44,6 +44,9 @@ impl Board for PerfectBoard {
             train_accuracy: 1.0,
             validation_accuracy: None,
             parameters_added: 512,
+            rank: None,
+            difficulty: None,
+            rank_probabilities: None,
             state_bytes: 2000,
         })
     }

@@ -1,0 +1,246 @@
+//! `fledge eval` through the built program, on a small ViT with random weights and drawn images.
+
+mod scene;
+
+use std::fs;
+
+use serde_json::Value;
+
+use scene::{Scene, text};
+
+const METHODS: [&str; 10] = [
+    "fm-lora",
+    "frozen",
+    "joint",
+    "finetune",
+    "lora",
+    "sd-lora",
+    "fm-lora-published",
+    "regularised",
+    "replay",
+    "per-task",
+];
+
+/// Six classes to learn from and to be asked about, as `bench/train` and `bench/test`.
+fn benchmark(scene: &Scene) {
+    scene.draw_birds();
+    scene.draw_fish();
+    for (task, classes) in [
+        ("birds", vec!["robin", "sparrow", "tit"]),
+        ("fish", vec!["goldfish", "trout"]),
+    ] {
+        for class in classes {
+            for part in ["train", "test"] {
+                fs::create_dir_all(scene.path(&format!("bench/{part}/{class}"))).unwrap();
+            }
+            let images = fs::read_dir(scene.path(&format!("{task}/{class}"))).unwrap();
+            let mut images: Vec<_> = images.map(|image| image.unwrap().path()).collect();
+            images.sort();
+            for (index, image) in images.iter().enumerate() {
+                let part = if index % 3 == 0 { "test" } else { "train" };
+                let name = image.file_name().unwrap().to_str().unwrap();
+                let to = scene.path(&format!("bench/{part}/{class}/{name}"));
+                fs::copy(image, to).unwrap();
+            }
+        }
+    }
+}
+
+/// The same classes from two groups, as `grouped/train/<group>/<class>`.
+fn grouped(scene: &Scene) {
+    benchmark(scene);
+    for part in ["train", "test"] {
+        for (group, classes) in [("day", ["robin", "tit"]), ("night", ["robin", "tit"])] {
+            for class in classes {
+                let to = scene.path(&format!("grouped/{part}/{group}/{class}"));
+                fs::create_dir_all(&to).unwrap();
+                let from = scene.path(&format!("bench/{part}/{class}"));
+                for image in fs::read_dir(from).unwrap() {
+                    let image = image.unwrap();
+                    fs::copy(image.path(), to.join(image.file_name())).unwrap();
+                }
+            }
+        }
+    }
+}
+
+fn eval(scene: &Scene, more: &[&str]) -> std::process::Output {
+    let flags = [
+        "eval",
+        "--model",
+        "small",
+        "--resolution",
+        "28",
+        "--epochs",
+        "1",
+        "--threads",
+        "2",
+    ];
+    scene.run(&[&flags[..], more].concat())
+}
+
+fn report(scene: &Scene, more: &[&str]) -> Value {
+    let output = eval(scene, more);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+const CLASSES: [&str; 4] = ["--protocol", "class-incremental", "--data", "bench"];
+
+#[test]
+fn every_method_learns_the_sequence_and_reports_its_figures() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    let methods = METHODS.join(",");
+    let flags = ["--tasks", "2", "--method", &methods, "--seeds", "1"];
+    let report = report(&scene, &[&CLASSES[..], &flags, &["--json", "-"]].concat());
+    assert_eq!(report["protocol"], "class-incremental");
+    assert_eq!((&report["tasks"], &report["seeds"]), (&2.into(), &1.into()));
+    assert_eq!(report["complete"], true);
+    let found = report["methods"].as_object().unwrap();
+    assert_eq!(found.len(), METHODS.len());
+    for name in METHODS {
+        let method = &found[name];
+        for figure in [
+            "acc",
+            "acc_std",
+            "forgetting",
+            "parameters_per_task",
+            "bytes_per_task",
+            "seconds",
+            "peak_training_bytes",
+        ] {
+            assert!(method[figure].is_number(), "{name}: {figure}");
+        }
+        let acc = method["acc"].as_f64().unwrap();
+        assert!((0.0..=100.0).contains(&acc), "{name}: {acc}");
+        let rows = method["matrix"].as_array().unwrap();
+        assert_eq!(rows.len(), if name == "joint" { 1 } else { 2 }, "{name}");
+        assert_eq!(rows[rows.len() - 1].as_array().unwrap().len(), 2);
+        assert_eq!(method["aaa"].is_null(), name == "joint");
+    }
+    assert!(found["frozen"]["acc"].as_f64().unwrap() > 90.0);
+    assert!(found["fm-lora"]["acc"].as_f64().unwrap() > 90.0);
+    assert_eq!(found["frozen"]["parameters_per_task"], 0.0);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_figures() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    let flags = ["--tasks", "2", "--method", "fm-lora", "--seeds", "2"];
+    let flags = [&CLASSES[..], &flags, &["--json", "-"]].concat();
+    let (one, two) = (report(&scene, &flags), report(&scene, &flags));
+    let matrices = |report: &Value| -> Vec<Value> {
+        let runs = report["methods"]["fm-lora"]["runs"].as_array().unwrap();
+        runs.iter().map(|run| run["matrix"].clone()).collect()
+    };
+    assert_eq!(matrices(&one), matrices(&two));
+    assert_eq!(matrices(&one).len(), 2);
+}
+
+#[test]
+fn finished_runs_are_kept_and_not_repeated() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    let flags = ["--tasks", "2", "--method", "frozen", "--json", "out.json"];
+    let flags = [&CLASSES[..], &flags].concat();
+    let read =
+        || -> Value { serde_json::from_slice(&fs::read(scene.path("out.json")).unwrap()).unwrap() };
+    assert!(
+        eval(&scene, &[&flags[..], &["--seeds", "1"]].concat())
+            .status
+            .success()
+    );
+    let seconds = |seed: usize| read()["methods"]["frozen"]["runs"][seed]["seconds"].clone();
+    let first = seconds(0);
+    let resumed = [&flags[..], &["--seeds", "2", "--resume"]].concat();
+    assert!(eval(&scene, &resumed).status.success());
+    assert_eq!(seconds(0), first, "a finished run was made again");
+    assert!(seconds(1).is_number());
+    let other = eval(
+        &scene,
+        &[&flags[..], &["--order-seed", "7", "--resume"]].concat(),
+    );
+    assert_eq!(other.status.code(), Some(1));
+    assert!(text(&other.stderr).contains("another comparison"));
+    assert_eq!(seconds(0), first, "the report was lost");
+}
+
+#[test]
+fn listed_values_become_methods_of_their_own() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    let flags = [
+        "--tasks",
+        "2",
+        "--seeds",
+        "1",
+        "--rank",
+        "auto,2",
+        "--prompts",
+        "0,3",
+    ];
+    let flags = [
+        &CLASSES[..],
+        &flags,
+        &["--method", "fm-lora", "--json", "-"],
+    ]
+    .concat();
+    let report = report(&scene, &flags);
+    let names: Vec<&String> = report["methods"].as_object().unwrap().keys().collect();
+    assert_eq!(
+        names,
+        [
+            "fm-lora rank=2 prompts=0",
+            "fm-lora rank=2 prompts=3",
+            "fm-lora rank=auto prompts=0",
+            "fm-lora rank=auto prompts=3"
+        ]
+    );
+}
+
+#[test]
+fn domains_are_learned_in_the_order_given() {
+    let scene = Scene::new();
+    grouped(&scene);
+    let flags = [
+        "--protocol",
+        "domain-incremental",
+        "--data",
+        "grouped",
+        "--order",
+        "night,day",
+        "--seeds",
+        "1",
+        "--json",
+        "-",
+    ];
+    let report = report(&scene, &flags);
+    assert_eq!(report["tasks"], 2);
+    assert!(report["methods"]["fm-lora"]["acc"].as_f64().unwrap() > 90.0);
+}
+
+#[test]
+fn what_is_wrong_with_a_benchmark_is_said() {
+    let scene = Scene::new();
+    grouped(&scene);
+    let told = |flags: &[&str]| {
+        let output = eval(&scene, flags);
+        assert_eq!(output.status.code(), Some(1));
+        text(&output.stderr).to_string()
+    };
+    assert!(told(&CLASSES).contains("--tasks"));
+    assert!(told(&[&CLASSES[..], &["--tasks", "9"]].concat()).contains("1 to 5"));
+    let domain = ["--protocol", "domain-incremental", "--data", "bench"];
+    assert!(told(&domain).contains("train/<group>/<class>"));
+    let order = [
+        "--protocol",
+        "domain-incremental",
+        "--data",
+        "grouped",
+        "--order",
+        "dusk,day",
+    ];
+    assert!(told(&order).contains("dusk"));
+}
