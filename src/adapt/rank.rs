@@ -206,15 +206,15 @@ mod tests {
         let draw = selector.draw(0.8, 0.3, &mut ChaCha8Rng::seed_from_u64(9));
         let mut analytic = [0.0; 4];
         selector.backward(&draw, 0.8, &pull, &mut analytic);
-        for i in 0..4 {
+        for (i, analytic) in analytic.into_iter().enumerate() {
             let (mut up, mut down) = (selector.clone(), selector.clone());
             up.weights[i] += 1e-2;
             down.weights[i] -= 1e-2;
             let numeric = (loss(&up) - loss(&down)) / 2e-2;
             assert!(
-                (analytic[i] - numeric).abs() < 2e-3,
+                (analytic - numeric).abs() < 2e-3,
                 "{i}: {} {numeric}",
-                analytic[i]
+                analytic
             );
         }
     }

@@ -327,21 +327,21 @@ mod tests {
         pull.extend([0.0; 8]);
         let mut gradient = vec![0.0; parameters.len()];
         parameters.chain(&pull, &mut gradient);
-        for i in 0..parameters.prompts_start() {
+        for (i, &analytic) in gradient[..parameters.prompts_start()].iter().enumerate() {
             let (mut up, mut down) = (parameters.clone(), parameters.clone());
             up.values_mut()[i] += 1e-2;
             down.values_mut()[i] -= 1e-2;
             let slope = (loss(&base, &up, &pull) - loss(&base, &down, &pull)) / 2e-2;
-            assert!((slope - gradient[i]).abs() < 1e-3, "{i}");
+            assert!((slope - analytic).abs() < 1e-3, "{i}");
         }
         let mut d_gates = [0.0; 4];
         parameters.gate_gradient(&pull, &mut d_gates);
-        for i in 0..4 {
+        for (i, analytic) in d_gates.into_iter().enumerate() {
             let (mut up, mut down) = (parameters.clone(), parameters.clone());
             up.gates_mut()[i] += 1e-2;
             down.gates_mut()[i] -= 1e-2;
             let slope = (loss(&base, &up, &pull) - loss(&base, &down, &pull)) / 2e-2;
-            assert!((slope - d_gates[i]).abs() < 1e-3, "gate {i}");
+            assert!((slope - analytic).abs() < 1e-3, "gate {i}");
         }
     }
 
