@@ -114,7 +114,7 @@ pub struct LearnArguments {
     /// training. A first task makes the bases that later ranks are limited by: of this rank, or 16
     #[arg(long, value_name = "auto|R", default_value = "auto")]
     pub rank: Rank,
-    /// Prompt tokens that all tasks share; 0 for none [default: the state file's, or 0]
+    /// Prompt tokens that all tasks share; 0 for none [default: the state file's, or 8]
     #[arg(long, value_name = "M", value_parser = RangedU64ValueParser::<usize>::new().range(0..=64))]
     pub prompts: Option<usize>,
     /// Train for at most this many passes over the photos [default: chosen from the task]

@@ -186,8 +186,10 @@ impl Learner {
             Some(fisher) => Guard::Fisher(fisher),
             None => Guard::Gram,
         };
-        let before = features.clone();
-        if !settings.instant && next.classes.len() > 1 {
+        let trains = !settings.instant && next.classes.len() > 1;
+        let moves = trains && settings.transport && phase == Phase::Cores;
+        let before = moves.then(|| features.clone());
+        if trains {
             fitted = Some(fit(
                 &mut trainer,
                 &known.adapters,
@@ -239,7 +241,7 @@ impl Learner {
         trainer.refresh(&all, &next.adapters, &mut features)?;
         let (sum, tokens) = trainer.gram(&own, &next.adapters)?;
         next.adapters.remember(&sum, tokens);
-        if settings.transport && kept && phase == Phase::Cores {
+        if let Some(before) = before.filter(|_| kept) {
             let below = known
                 .taps
                 .iter()
