@@ -11,11 +11,13 @@ mod lda;
 mod linear;
 mod method;
 mod metrics;
+mod plot;
 mod report;
 mod run;
 
 pub use benchmark::{Benchmark, BenchmarkError, Protocol};
 pub use method::{Method, UnknownMethod, Variant};
 pub use metrics::Figures;
+pub use plot::{PlotError, plot};
 pub use report::{EvalReport, MethodReport, Run};
 pub use run::{EvalError, EvalSettings, PeakHeap, evaluate};

@@ -5,7 +5,9 @@
 //! The centre c, the average of the component means, changes every score by the same amount and
 //! keeps the sums small. The scores of all parts are added (a block-diagonal covariance). A class
 //! of several components scores as a mixture of them with equal weights, `logsumexp_k s_k - log K`,
-//! so that every class has the same prior however many domains showed it.
+//! so that every class has the same prior however many domains showed it; a pooled class
+//! ([`Statistics::set_pooled`]) has one mean of all its images instead, and the spread between its
+//! components counts as spread within the class.
 
 use std::ops::Range;
 

@@ -178,14 +178,20 @@ impl Workspace {
         self.members.chunk_by(Member::same_component)
     }
 
-    /// Lists the components of all sources, those of the same class and task side by side.
+    /// Lists the components of all sources, those that are fitted as one side by side: of the same
+    /// class and task, or of a class that a source pools, which then counts as task 0.
     pub(super) fn gather(&mut self, sources: &[&Statistics]) {
         self.members.clear();
+        let pooled = |class| sources.iter().any(|source| source.is_pooled(class));
         for (source, statistics) in sources.iter().enumerate() {
             for (index, component) in statistics.components().iter().enumerate() {
                 self.members.push(Member {
                     class: component.class,
-                    task: component.task,
+                    task: if pooled(component.class) {
+                        0
+                    } else {
+                        component.task
+                    },
                     source,
                     index,
                 });

@@ -30,6 +30,8 @@ impl Statistics {
         assert!(self.components.iter().all(|c| c.class != class));
         let above = self.components.iter_mut().filter(|c| c.class > class);
         above.for_each(|c| c.class -= 1);
+        let marks = self.pooled.iter_mut().filter(|mark| **mark > class);
+        marks.for_each(|mark| *mark -= 1);
     }
 
     fn forget_where(&mut self, goes: impl Fn(&Component) -> bool) -> Result<u64, HeadError> {
@@ -51,6 +53,7 @@ impl Statistics {
             }
         }
         self.components.retain(|c| !goes(c));
+        self.drop_idle_marks();
         if self.components.iter().all(|c| c.count < 2) {
             // Nothing is left that could vary: what remains in the sums is rounding.
             self.scatter.fill(0.0);

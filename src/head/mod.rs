@@ -15,6 +15,7 @@ mod fit;
 mod forget;
 mod layout;
 mod novelty;
+mod pool;
 mod reject;
 mod relative;
 mod statistics;

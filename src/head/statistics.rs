@@ -35,6 +35,8 @@ pub struct Statistics {
     pub(super) scatter: Vec<f32>,
     /// Sorted by class, then task.
     pub(super) components: Vec<Component>,
+    /// Classes whose components are fitted as one, ascending.
+    pub(super) pooled: Vec<ClassId>,
 }
 
 impl Statistics {
@@ -46,6 +48,7 @@ impl Statistics {
             held: 0..layout.parts,
             scatter: vec![0.0; layout.parts * layout.packed()],
             components: Vec::new(),
+            pooled: Vec::new(),
         }
     }
 
@@ -61,6 +64,7 @@ impl Statistics {
             scatter: vec![0.0; held.len() * layout.packed()],
             held,
             components: Vec::new(),
+            pooled: Vec::new(),
         }
     }
 
@@ -68,6 +72,7 @@ impl Statistics {
     pub fn clear(&mut self) {
         self.scatter.fill(0.0);
         self.components.clear();
+        self.pooled.clear();
     }
 
     pub fn layout(&self) -> Layout {
@@ -327,6 +332,9 @@ impl Statistics {
         let key = |c: &Component| (c.class, c.task);
         if !self.components.is_sorted_by(|a, b| key(a) < key(b)) {
             return Err(HeadError::Damaged("components are out of order"));
+        }
+        if !self.pooled.is_sorted_by(|a, b| a < b) {
+            return Err(HeadError::Damaged("pooled classes are out of order"));
         }
         Ok(())
     }

@@ -100,6 +100,25 @@ proptest! {
     }
 
     #[test]
+    fn a_pooled_class_is_fitted_as_if_its_components_were_one(
+        seed in any::<u64>(), dim in 1usize..30, images in 2usize..20,
+    ) {
+        let set = Set::draw(seed, Layout { parts: 2, dim }, 3, 2, images);
+        let (mut pooled, mut merged) = (set.statistics(), set.statistics());
+        pooled.set_pooled(1, true);
+        merged.merge(1, 1, 0).unwrap();
+        let x = &set.features[0];
+        let fit = |s: &Statistics| scores(&Classifier::fit(&[s], 0.1).unwrap(), x);
+        assert_same_scores(&fit(&pooled), &fit(&merged), 2e-3);
+        // Each is still there to be removed, and takes its mark along.
+        pooled.forget_task(1).unwrap();
+        prop_assert!(!pooled.is_pooled(1));
+        let mut alone = set.statistics();
+        alone.forget_task(1).unwrap();
+        prop_assert_eq!(&pooled, &alone);
+    }
+
+    #[test]
     fn gradients_agree_with_central_differences(
         seed in any::<u64>(), parts in 1usize..3, dim in 1usize..20, tasks in 1u32..4,
     ) {
@@ -183,6 +202,22 @@ fn a_class_of_several_domains_scores_as_their_mixture() {
     let mixture = |own: &[f64]| top + (own.iter().map(|s| (s - top).exp()).sum::<f64>() / 3.0).ln();
     let truth = [mixture(&components[..3]), mixture(&components[3..])];
     assert_same_scores(&scores(&classifier, x), &truth, 1e-3);
+}
+
+#[test]
+fn a_class_is_pooled_only_where_that_clearly_scores_better() {
+    let mut statistics = Set::draw(5, Layout { parts: 1, dim: 4 }, 3, 2, 4).statistics();
+    statistics.set_pooled(1, true);
+    let gains = [0.2, -0.1, 0.02];
+    let loss = |s: &Statistics| -> Result<f64, HeadError> {
+        let pooled = (0..3).filter(|&class| s.is_pooled(class));
+        Ok(1.0 - pooled.map(|class| gains[class as usize]).sum::<f64>())
+    };
+    statistics.pool_where_better(&[0, 1, 2], loss).unwrap();
+    assert_eq!(
+        [0, 1, 2].map(|class| statistics.is_pooled(class)),
+        [true, false, false]
+    );
 }
 
 #[test]

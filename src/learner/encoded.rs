@@ -12,7 +12,7 @@ use crate::data::PrefixCache;
 use crate::head::{ClassId, Classifier, DEFAULT_SHRINKAGE, Transport};
 use crate::state::{Knowledge, TaskRecord};
 use crate::train::fit::{FitSettings, Fitted, fit};
-use crate::train::judge::{classes_in, judge, learn_into, novelties};
+use crate::train::judge::{choose_pooling, classes_in, judge, learn_into, novelties};
 use crate::train::parameters::Guard;
 use crate::train::plan::{DEFAULT_BUDGET, Plan};
 use crate::train::selection::TaskRank;
@@ -180,6 +180,15 @@ impl Learner {
         let mut features = Features::new(records.len(), trainer.width());
         trainer.refresh(&all, &known.adapters, &mut features)?;
 
+        let taught = classes.iter().map(|&(class, _)| class);
+        choose_pooling(
+            &encoded,
+            taught,
+            &mut next.head,
+            &features,
+            settings.fit.shrinkage,
+        )?;
+
         let phase = self.phase();
         let mut fitted: Option<Fitted> = None;
         let guard = match &research.fisher {
@@ -198,7 +207,7 @@ impl Learner {
                     Some(rank) => TaskRank::Fixed(rank),
                     None => TaskRank::Selected(&mut next.ranks),
                 },
-                &known.head,
+                &next.head,
                 guard,
                 &mut features,
                 &settings.fit,

@@ -89,6 +89,40 @@ pub fn judge(
     })
 }
 
+/// Decides for those of `classes` that `known` has already whether their components are fitted as
+/// one, by the loss of the held-back images under a head with the training images. Pooling moves
+/// the mean of either domain towards the other, so what it costs the new one stands for both.
+///
+/// # Errors
+/// When a head cannot be fitted.
+pub fn choose_pooling(
+    encoded: &Encoded<'_>,
+    classes: impl Iterator<Item = ClassId>,
+    known: &mut Statistics,
+    features: &Features,
+    shrinkage: f32,
+) -> Result<(), HeadError> {
+    let before = known.classes();
+    let again: Vec<ClassId> = classes
+        .filter(|class| before.binary_search(class).is_ok())
+        .collect();
+    if again.is_empty() || encoded.validation.is_empty() {
+        return Ok(());
+    }
+    let mut task = Statistics::transient(known.layout(), 0..known.layout().parts);
+    learn_into(
+        &mut task,
+        encoded.labels,
+        encoded.training,
+        features,
+        TaskId::MAX,
+    )?;
+    known.pool_where_better(&again, |known| {
+        let head = Classifier::fit(&[known, &task], shrinkage)?;
+        Ok(quality(encoded, encoded.validation, &head, features)?.loss)
+    })
+}
+
 /// Novelty of the held-back images to a head over everything known and the training images.
 ///
 /// # Errors
