@@ -347,6 +347,10 @@ pub struct EvalArguments {
     /// percentages in it are numbers from 0 to 100
     #[arg(long, value_name = "OUT")]
     pub json: Option<PathBuf>,
+    /// Draw the figures into this SVG file: accuracy against tasks learned, accuracy against
+    /// prompts where --prompts lists several, and the rank of every task
+    #[arg(long, value_name = "OUT.svg")]
+    pub plot: Option<PathBuf>,
     /// Go on from the finished runs in the --json file
     #[arg(long, requires = "json")]
     pub resume: bool,

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Context;
-use fledge::eval::{EvalReport, evaluate};
+use fledge::eval::{EvalReport, evaluate, plot};
 use fledge::learner::Learner;
 use fledge::vit::store::{Description, ModelStore};
 
@@ -50,7 +50,12 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
     if let Some(file) = file {
         write(file, &report)?;
     }
-    emit(
+    // The figures are shown even where the picture fails.
+    let drawn = settings
+        .plot
+        .as_deref()
+        .map_or(Ok(()), |file| draw(file, &report));
+    let outcome = emit(
         &Comparison {
             report: &report,
             names: comparison
@@ -60,7 +65,13 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
                 .collect(),
         },
         settings.json == Some(Destination::Stdout),
-    )
+    )?;
+    drawn.map(|()| outcome)
+}
+
+fn draw(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
+    fs::write(file, plot(report)?)
+        .with_context(|| format!("cannot write the picture to {}", file.display()))
 }
 
 fn read(file: &Path) -> anyhow::Result<EvalReport> {

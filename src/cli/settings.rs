@@ -222,6 +222,8 @@ pub struct Eval {
     arguments: EvalArguments,
     /// `None` prints a table.
     pub json: Option<Destination>,
+    /// Where the picture goes, if one is wanted.
+    pub plot: Option<PathBuf>,
     /// Whether to go on from the report that is there already.
     pub resume: bool,
 }
@@ -241,6 +243,7 @@ impl Eval {
             model: arguments.model.clone(),
             threads: arguments.threads.unwrap_or_else(cores),
             json,
+            plot: arguments.plot.clone(),
             resume: arguments.resume,
             arguments,
         })

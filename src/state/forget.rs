@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::Knowledge;
-use crate::adapt::Site;
+use crate::adapt::{RankSelector, Site};
 use crate::head::{Calibration, ClassId, HeadError, TaskId};
 
 /// What to forget.
@@ -136,6 +136,7 @@ impl Knowledge {
     /// Nothing is known: what adapted for it goes too.
     fn start_anew(&mut self) {
         self.adapters.restart(&mut ChaCha8Rng::seed_from_u64(0));
+        self.ranks = RankSelector::new(self.adapters.rank);
         self.head.clear();
         self.calibration = Calibration::default();
     }
@@ -213,7 +214,7 @@ mod tests {
             taps: vec![1],
             first_adapted: 0,
             adapters,
-            ranks: crate::adapt::RankSelector::new(2),
+            ranks: RankSelector::new(3),
             head,
             calibration: Calibration::default(),
             classes: vec!["robin".into(), "wren".into(), "tit".into()],
