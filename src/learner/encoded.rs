@@ -81,13 +81,21 @@ impl Learner {
         cache: &PrefixCache,
         records: &[usize],
     ) -> Result<Vec<String>, LearnError> {
+        let features = self.features(cache, records, &self.knowledge.adapters)?;
+        self.classify_features((0..records.len()).map(|image| features.of(image)))
+    }
+
+    /// Names of the classes that feature vectors `[F]` are taken for.
+    pub(crate) fn classify_features<'f>(
+        &self,
+        features: impl Iterator<Item = &'f [f32]>,
+    ) -> Result<Vec<String>, LearnError> {
         let known = &self.knowledge;
         let head = Classifier::fit(&[&known.head], DEFAULT_SHRINKAGE)?;
-        let features = self.features(cache, records, &known.adapters)?;
         let mut scores = vec![0.0; head.classes().len()];
-        (0..records.len())
-            .map(|image| {
-                head.scores(features.of(image), &mut scores)?;
+        features
+            .map(|features| {
+                head.scores(features, &mut scores)?;
                 let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
                 let class = best.map(|index| head.classes()[index] as usize);
                 Ok(class.map_or_else(String::new, |class| known.classes[class].clone()))
