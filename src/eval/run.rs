@@ -186,6 +186,9 @@ impl Job<'_> {
                 .lessons(self.order, self.seed, self.variant.settings.validation);
         let mut setup = self.variant.setup.clone();
         setup.seed = self.seed;
+        if self.variant.method == Method::Frozen {
+            setup.prompts = 0;
+        }
         learner.start_over(&setup)?;
         let mut run = Run {
             seed: self.seed,
