@@ -40,8 +40,8 @@ pub struct TaskCore {
     pub n: Vec<f32>,
 }
 
-/// Every adapter of a model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Every adapter of a model. The default has no site and takes no memory.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Adapters {
     pub dim: usize,
     /// Rank r of the bases.
@@ -128,6 +128,56 @@ impl Adapters {
             orthonormalise_columns(&mut site.b, self.dim, self.rank);
         }
         self.clear_cores();
+    }
+
+    /// A copy without bases: cores, drift guard and prompts, a few KB.
+    pub fn without_bases(&self) -> Self {
+        let sites = self.sites.iter().map(|site| Site {
+            block: site.block,
+            projection: site.projection,
+            a: Vec::new(),
+            b: Vec::new(),
+            core: site.core.clone(),
+            gram: site.gram.clone(),
+        });
+        Self {
+            dim: self.dim,
+            rank: self.rank,
+            sites: sites.collect(),
+            prompts: self.prompts.clone(),
+            prompt_fisher: self.prompt_fisher.clone(),
+            remembered: self.remembered,
+        }
+    }
+
+    /// Takes over cores and prompts of `other`.
+    pub fn copy_cores(&mut self, other: &Self) {
+        for (site, other) in self.sites.iter_mut().zip(&other.sites) {
+            site.core.copy_from_slice(&other.core);
+        }
+        self.prompts.copy_from_slice(&other.prompts);
+    }
+
+    /// Every number, a slice after another in an order that does not change.
+    pub fn numbers(&self) -> impl Iterator<Item = &[f32]> {
+        fn of_site(site: &Site) -> [&[f32]; 4] {
+            [&site.a, &site.b, &site.core, &site.gram]
+        }
+        self.sites
+            .iter()
+            .flat_map(of_site)
+            .chain([self.prompts.as_slice(), &self.prompt_fisher])
+    }
+
+    /// The same, to be changed.
+    pub fn numbers_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        fn of_site(site: &mut Site) -> [&mut [f32]; 4] {
+            [&mut site.a, &mut site.b, &mut site.core, &mut site.gram]
+        }
+        self.sites
+            .iter_mut()
+            .flat_map(of_site)
+            .chain([self.prompts.as_mut_slice(), &mut self.prompt_fisher])
     }
 
     /// Makes every adapter change nothing, and keeps the bases.

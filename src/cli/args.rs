@@ -178,6 +178,9 @@ pub struct PlanArguments {
     /// Classes that are known in the end
     #[arg(long, value_name = "N", default_value = "10")]
     pub classes: NonZeroUsize,
+    /// Photos of the task
+    #[arg(long, value_name = "N", default_value = "200")]
+    pub images: NonZeroUsize,
     /// Most memory that training may take beyond the frozen model, in bytes or with a unit
     #[arg(long, value_name = "SIZE", default_value = "8MiB")]
     pub budget: Budget,

@@ -157,6 +157,7 @@ pub fn plan(settings: &settings::Plan) -> anyhow::Result<PlanReport> {
     let demand = setup.demand(
         weights.geometry(),
         settings.classes,
+        settings.images,
         batch,
         settings.threads.get(),
     )?;

@@ -102,6 +102,7 @@ pub struct Plan {
     pub prompts: Option<usize>,
     pub rank: Option<usize>,
     pub classes: usize,
+    pub images: usize,
     /// Bytes.
     pub budget: usize,
     pub threads: NonZeroUsize,
@@ -117,6 +118,7 @@ impl Plan {
             prompts: arguments.prompts,
             rank: arguments.rank,
             classes: arguments.classes.get(),
+            images: arguments.images.get(),
             budget: arguments.budget.0,
             threads: arguments.threads.unwrap_or_else(cores),
         })

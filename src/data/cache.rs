@@ -228,18 +228,29 @@ impl PrefixCache {
     }
 
     fn io_error(&self, action: &'static str, source: io::Error) -> CacheError {
-        if source.kind() == io::ErrorKind::StorageFull {
-            return CacheError::NoSpace {
-                folder: self.folder.clone(),
-                needed: self.bytes(),
-                available: None,
-            };
-        }
-        CacheError::Io {
-            action,
-            folder: self.folder.clone(),
-            source,
-        }
+        io_error(action, &self.folder, self.bytes(), source)
+    }
+}
+
+/// What went wrong with a file in `folder` that needs `needed` bytes in all.
+pub(super) fn io_error(
+    action: &'static str,
+    folder: &Path,
+    needed: u64,
+    source: io::Error,
+) -> CacheError {
+    let folder = folder.to_owned();
+    if source.kind() == io::ErrorKind::StorageFull {
+        return CacheError::NoSpace {
+            folder,
+            needed,
+            available: None,
+        };
+    }
+    CacheError::Io {
+        action,
+        folder,
+        source,
     }
 }
 
@@ -260,7 +271,7 @@ fn open_in(folder: &Path) -> Result<(File, PathBuf), CacheError> {
     }
 }
 
-fn open_in_default() -> Result<(File, PathBuf), CacheError> {
+pub(super) fn open_in_default() -> Result<(File, PathBuf), CacheError> {
     // A folder that the user chose is not silently replaced by another.
     if let Some(chosen) = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty()) {
         return open_in(Path::new(&chosen));
@@ -269,7 +280,7 @@ fn open_in_default() -> Result<(File, PathBuf), CacheError> {
 }
 
 /// Claims `needed` bytes now, so that a full disk shows before hours of work and not after.
-fn reserve(file: &File, folder: &Path, needed: u64) -> Result<(), CacheError> {
+pub(super) fn reserve(file: &File, folder: &Path, needed: u64) -> Result<(), CacheError> {
     let no_space = |available| CacheError::NoSpace {
         folder: folder.to_owned(),
         needed,

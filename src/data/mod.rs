@@ -6,10 +6,12 @@ mod decode;
 mod folder;
 mod jpeg;
 mod preprocess;
+mod rows;
 mod split;
 
 pub use cache::{CacheError, PrefixCache};
 pub use decode::{DecodeError, Fault, Limits, Rgb, decode, decode_bytes};
 pub use folder::{ClassFolder, FolderError, SkipReason, Skipped, TaskFolder};
 pub use preprocess::{Fit, normalise, patchify, resize_square};
+pub use rows::RowFile;
 pub use split::{DEFAULT_FRACTION, Split, split, split_class};

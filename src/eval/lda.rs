@@ -5,6 +5,7 @@ use crate::data::PrefixCache;
 use crate::learner::{EncodedTask, LearnError, LearnSettings, Learner, Research, Setup};
 use crate::progress::Silent;
 use crate::state::Knowledge;
+use crate::train::trainer::FitError;
 
 use super::contender::{Contender, Learned};
 
@@ -96,7 +97,8 @@ impl Contender for Sequential<'_> {
             });
         let new = &records[seen.records.len()..];
         let features = self.learner.features(self.cache, new, adapters)?;
-        (0..new.len()).for_each(|image| seen.features.extend_from_slice(features.of(image)));
+        seen.features
+            .extend(features.rows(new.len()).map_err(FitError::from)?);
         seen.records.extend_from_slice(new);
         let rows = seen.features.chunks_exact(width);
         let answers = self.learner.classify_features(rows);

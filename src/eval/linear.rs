@@ -259,13 +259,15 @@ impl Contender for Linear<'_> {
     fn classify(&mut self, records: &[usize]) -> Result<Vec<String>, LearnError> {
         let features = self.learner.features(self.cache, records, &self.adapters)?;
         let mut logits = vec![0.0; self.head.classes];
-        Ok((0..records.len())
+        let mut row = vec![0.0; features.width()];
+        (0..records.len())
             .map(|image| {
-                self.head.logits(features.of(image), 0, &mut logits);
+                features.read(image, &mut row).map_err(FitError::from)?;
+                self.head.logits(&row, 0, &mut logits);
                 let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-                best.map_or_else(String::new, |row| self.classes[row].clone())
+                Ok(best.map_or_else(String::new, |row| self.classes[row].clone()))
             })
-            .collect())
+            .collect()
     }
 }
 
@@ -295,7 +297,12 @@ impl Lesson<'_> {
         rng: &mut ChaCha8Rng,
     ) -> Result<usize, FitError> {
         let fit = &settings.fit;
-        let demand = learner.demand(adapters, head.classes, fit.batch);
+        let demand = learner.demand(
+            adapters,
+            head.classes,
+            self.encoded.records.len(),
+            fit.batch,
+        );
         let plan = Plan::within(&demand, settings.budget);
         let mut trainer = Trainer::new(
             learner.pool(),
@@ -310,10 +317,10 @@ impl Lesson<'_> {
         let mut adam = Adam::new(parameters.len());
         let mut head_adam = Adam::new(head.values.len());
         let mut magnitude_adam = Adam::new(base.sites.len() * self.directions());
-        let mut adapter_gradient = vec![0.0; trainer.gradient_len(&base, self.phase)];
-        let mut gradient = vec![0.0; parameters.len()];
+        let mut chained = vec![0.0; parameters.chain_len()];
         let mut head_gradient = vec![0.0; head.values.len()];
-        let mut features = Features::new(self.encoded.records.len(), trainer.width());
+        let features = Features::new(self.encoded.records.len(), trainer.width())?;
+        let mut row = vec![0.0; features.width()];
         let class: Vec<Option<usize>> = self
             .encoded
             .labels
@@ -343,33 +350,29 @@ impl Lesson<'_> {
                     temperature: 1.0,
                     phase: self.phase,
                 };
-                trainer.gradient(
-                    images,
-                    adapters,
-                    &mut features,
-                    &target,
-                    &mut adapter_gradient,
-                )?;
+                let (_, adapter_gradient) =
+                    trainer.gradient(images, adapters, &features, &target)?;
                 head_gradient.fill(0.0);
                 for &image in images {
                     let Some(class) = class[image] else { continue };
-                    head.logits(features.of(image), self.first, &mut logits);
+                    features.read(image, &mut row)?;
+                    head.logits(&row, self.first, &mut logits);
                     cross_entropy(&mut logits, class, 1.0);
                     let scale = 1.0 / images.len() as f32;
                     logits.iter_mut().for_each(|d| *d *= scale);
-                    head.add_gradient(features.of(image), self.first, &logits, &mut head_gradient);
+                    head.add_gradient(&row, self.first, &logits, &mut head_gradient);
                 }
                 head_adam.update(&mut head.values, &head_gradient, |_| fit.rate * rate);
                 if self.magnitudes {
                     self.step_magnitudes(
                         adapters,
-                        &adapter_gradient,
+                        adapter_gradient,
                         &mut magnitude_adam,
                         fit.rate * rate,
                     );
                 }
-                parameters.chain(&adapter_gradient, &mut gradient);
-                adam.update(parameters.values_mut(), &gradient, |i| match i {
+                let gradient = parameters.chain(adapter_gradient, &mut chained);
+                adam.update(parameters.values_mut(), gradient, |i| match i {
                     i if !trains(i) => 0.0,
                     i if i < prompts_start => fit.rate * rate,
                     _ => fit.prompt_rate * rate,

@@ -52,34 +52,61 @@ impl Classifier {
         shrinkage: f32,
         workspace: &mut Workspace,
     ) -> Result<Self, HeadError> {
-        workspace.gather(sources);
         let first = sources.first().ok_or(HeadError::Empty)?;
+        let mut empty = Self::empty(first.layout());
+        empty.start(sources, shrinkage, workspace)?;
+        Ok(empty)
+    }
+
+    /// A head without classes, to be [started](Classifier::start).
+    pub fn empty(layout: Layout) -> Self {
+        Self {
+            layout,
+            shrinkage: 0.0,
+            classes: Vec::new(),
+            firsts: Vec::new(),
+            center: vec![0.0; layout.width()],
+            weights: Vec::new(),
+            offsets: Vec::new(),
+            outcomes: vec![PartFit::AsAsked; layout.parts],
+            components: Vec::new(),
+        }
+    }
+
+    /// Takes over the components of `sources`, to be fitted part by part with
+    /// [`Classifier::refit`]. Allocates nothing once it has held as many.
+    ///
+    /// # Errors
+    /// [`HeadError::Empty`] without a component, [`HeadError::Shrinkage`].
+    pub fn start(
+        &mut self,
+        sources: &[&Statistics],
+        shrinkage: f32,
+        workspace: &mut Workspace,
+    ) -> Result<(), HeadError> {
+        workspace.gather(sources);
         if workspace.groups().next().is_none() {
             return Err(HeadError::Empty);
         }
         if !(0.0..=1.0).contains(&shrinkage) {
             return Err(HeadError::Shrinkage);
         }
-        let layout = first.layout();
-        let components: Vec<_> = workspace.groups().map(|g| g[0].key()).collect();
-        let mut classes: Vec<ClassId> = components.iter().map(|c| c.0).collect();
-        classes.dedup();
-        let mut firsts: Vec<usize> = classes
-            .iter()
-            .map(|class| components.partition_point(|c| c.0 < *class))
-            .collect();
-        firsts.push(components.len());
-        Ok(Self {
-            layout,
-            shrinkage,
-            classes,
-            firsts,
-            center: vec![0.0; layout.width()],
-            weights: vec![0.0; components.len() * layout.width()],
-            offsets: vec![0.0; components.len() * layout.parts],
-            outcomes: vec![PartFit::AsAsked; layout.parts],
-            components,
-        })
+        self.shrinkage = shrinkage;
+        self.components.clear();
+        self.components
+            .extend(workspace.groups().map(|g| g[0].key()));
+        self.classes.clear();
+        self.classes.extend(self.components.iter().map(|c| c.0));
+        self.classes.dedup();
+        let components = &self.components;
+        let first = |class: &ClassId| components.partition_point(|c| c.0 < *class);
+        self.firsts.clear();
+        self.firsts.extend(self.classes.iter().map(first));
+        self.firsts.push(components.len());
+        let (width, parts) = (self.layout.width(), self.layout.parts);
+        self.weights.resize(components.len() * width, 0.0);
+        self.offsets.resize(components.len() * parts, 0.0);
+        Ok(())
     }
 
     /// Fits as [`Classifier::fit`] does and keeps the covariances, to measure distances with.

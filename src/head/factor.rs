@@ -15,7 +15,7 @@ use crate::kernels::matmul::{MatMut, MatRef, matmul};
 
 /// Rows that may pile up beyond `dim` before they are folded, and the height of a tile of a
 /// Gram product.
-pub(super) const TILE: usize = 64;
+pub(super) const TILE: usize = 32;
 /// Scaled rows have their largest magnitude in `[2^13, 2^14)`, safely inside f16.
 const TOP_EXPONENT: i32 = 13;
 
@@ -135,6 +135,14 @@ impl Rows {
         }
     }
 
+    /// With room for as many rows as pile up before they are consumed.
+    pub(super) fn with_room(dim: usize) -> Self {
+        Self {
+            dim,
+            data: Vec::with_capacity((TILE + 1) * dim),
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.data.len() / self.dim
     }
@@ -228,23 +236,21 @@ impl Rows {
 
     /// Adds `sign * R^T R` to a packed lower triangle, row by row: `[dim (dim + 1) / 2]`.
     pub(super) fn add_gram(&self, sign: f32, packed: &mut [f32]) {
+        self.add_gram_in(sign, packed, &mut vec![0.0; TILE * self.dim]);
+    }
+
+    /// The same in a given tile, `[TILE, dim]`.
+    pub(super) fn add_gram_in(&self, sign: f32, packed: &mut [f32], tile: &mut [f32]) {
         let (dim, rows) = (self.dim, self.len());
         if rows == 0 {
             return;
         }
-        let mut tile = vec![0.0f32; TILE * dim];
         for first in (0..dim).step_by(TILE) {
             let height = TILE.min(dim - first);
             let width = first + height;
             let left = MatRef::strided(&self.data[first..], rows, height, dim).t();
             let right = MatRef::strided(&self.data, rows, width, dim);
-            matmul(
-                sign,
-                left,
-                right,
-                0.0,
-                MatMut::new(&mut tile, height, width),
-            );
+            matmul(sign, left, right, 0.0, MatMut::new(tile, height, width));
             for (i, row) in tile.chunks_exact(width).take(height).enumerate() {
                 let start = packed_row(first + i);
                 let target = &mut packed[start..=start + first + i];

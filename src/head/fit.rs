@@ -7,7 +7,7 @@ use super::factor::packed_row;
 use super::{ClassId, Classifier, Component, Layout, Statistics, TaskId};
 
 /// Right-hand sides solved at a time.
-const COLUMNS: usize = 64;
+const COLUMNS: usize = 32;
 /// Where shrinkage goes when none was asked for and the covariance is singular.
 const FIRST_RAISE: f32 = 1e-3;
 /// Variance below this share of the features' mean square is what f32 rounding makes by itself.
@@ -35,10 +35,11 @@ pub struct Workspace {
     members: Vec<Member>,
 }
 
-/// Floats that learning and fitting one part take at most, beside the statistics and the
-/// covariance: right-hand sides, the panel of the factorisation, rows and a tile of a Gram product.
+/// Floats that learning and fitting one part take, beside the statistics and the covariance:
+/// right-hand sides, the panel of the factorisation, rows and a tile of a Gram product, means in
+/// f64 and the features of an image.
 pub(crate) const fn solver_floats(dim: usize) -> usize {
-    dim * (COLUMNS + cholesky::PANEL_ROWS + 2 * super::factor::TILE)
+    dim * (COLUMNS + cholesky::PANEL_ROWS + 2 * super::factor::TILE + 1 + 2 + 1)
 }
 
 /// A component of one of the sources.
@@ -173,6 +174,11 @@ impl Classifier {
 }
 
 impl Workspace {
+    /// Works in `memory`, and returns what it worked in before.
+    pub fn swap_matrix(&mut self, memory: Vec<f32>) -> Vec<f32> {
+        std::mem::replace(&mut self.matrix, memory)
+    }
+
     /// Sources of every component, in order.
     pub(super) fn groups(&self) -> impl Iterator<Item = &[Member]> {
         self.members.chunk_by(Member::same_component)
@@ -209,6 +215,9 @@ impl Workspace {
         self.rhs.resize(dim * COLUMNS, 0.0);
         for source in sources {
             let packed = source.scatter(part);
+            if packed.is_empty() {
+                continue;
+            }
             for (i, row) in self.matrix.chunks_exact_mut(dim).enumerate() {
                 for (sum, term) in row[..=i].iter_mut().zip(&packed[packed_row(i)..]) {
                     *sum += term;

@@ -38,6 +38,15 @@ impl Layout {
         packed_row(self.dim)
     }
 
+    /// Checks features of one part.
+    ///
+    /// # Errors
+    /// As [`Layout::check`].
+    pub(super) fn check_part(&self, features: &[f32]) -> Result<(), HeadError> {
+        let one = Self { parts: 1, ..*self };
+        one.check(features).map(|_| ())
+    }
+
     /// Checks `[n, width]` features and returns n.
     ///
     /// # Errors

@@ -18,6 +18,8 @@ mod novelty;
 mod pool;
 mod reject;
 mod relative;
+mod retake;
+mod spill;
 mod statistics;
 mod transport;
 
@@ -30,6 +32,8 @@ pub use layout::{ClassId, Layout, TaskId};
 pub use novelty::{Novelties, Novelty};
 pub use reject::{Mahalanobis, Sketch};
 pub use relative::RelativeMahalanobis;
+pub use retake::Retaking;
+pub use spill::Spilled;
 pub use statistics::{Component, Statistics};
 pub use transport::Transport;
 

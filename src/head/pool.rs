@@ -19,6 +19,16 @@ impl Statistics {
         }
     }
 
+    /// Classes whose components are fitted as one, ascending.
+    pub fn pooled(&self) -> &[ClassId] {
+        &self.pooled
+    }
+
+    /// Has the components of these classes, ascending, and of no others fitted as one.
+    pub fn pool_only(&mut self, classes: Vec<ClassId>) {
+        self.pooled = classes;
+    }
+
     /// Whether the components of a class are fitted as one.
     pub fn is_pooled(&self, class: ClassId) -> bool {
         self.pooled.binary_search(&class).is_ok()

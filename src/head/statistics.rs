@@ -46,7 +46,8 @@ impl Statistics {
             layout,
             removable: true,
             held: 0..layout.parts,
-            scatter: vec![0.0; layout.parts * layout.packed()],
+            // Nothing is learned yet, so nothing has to be kept.
+            scatter: Vec::new(),
             components: Vec::new(),
             pooled: Vec::new(),
         }
@@ -102,9 +103,9 @@ impl Statistics {
     }
 
     /// Packed lower triangle of one part's within-component scatter, row by row; empty when the
-    /// part is not held.
+    /// part is not held or nothing was learned yet.
     pub fn scatter(&self, part: usize) -> &[f32] {
-        if !self.held.contains(&part) {
+        if !self.held.contains(&part) || self.scatter.is_empty() {
             return &[];
         }
         &self.scatter[self.scatter_of(part)]
@@ -140,6 +141,8 @@ impl Statistics {
             return Ok(());
         }
         let index = self.place(class, task)?;
+        let scatter = self.held.len() * self.layout.packed();
+        self.scatter.resize(scatter, 0.0);
         let width = self.layout.width();
         let mut rows = Rows::new(dim);
         let mut mean = vec![0.0f64; dim];
@@ -315,7 +318,11 @@ impl Statistics {
         if self.held != (0..parts) {
             return Err(HeadError::Damaged("parts are missing"));
         }
-        if self.scatter.len() != parts * self.layout.packed() || !usable(&self.scatter) {
+        let expected = match self.components.is_empty() && self.scatter.is_empty() {
+            true => 0,
+            false => parts * self.layout.packed(),
+        };
+        if self.scatter.len() != expected || !usable(&self.scatter) {
             return Err(HeadError::Damaged("the shared scatter is unusable"));
         }
         for component in &self.components {
@@ -384,7 +391,7 @@ impl Statistics {
 }
 
 /// One image of one part: moves the mean of `before` images and adds a row unless it is the first.
-fn welford(before: f64, mean: &mut [f64], feature: &[f32], rows: &mut Rows) {
+pub(super) fn welford(before: f64, mean: &mut [f64], feature: &[f32], rows: &mut Rows) {
     if before == 0.0 {
         for (m, &x) in mean.iter_mut().zip(feature) {
             *m = f64::from(x);

@@ -35,8 +35,8 @@ struct PartMap {
 }
 
 impl Transport {
-    /// Fits the maps of `parts` to images whose features are `before(i)` and `after(i)`,
-    /// `[parts * dim]` each, for `i` below `images`.
+    /// Fits the maps of `parts` to images, of whose features `before(i, columns, out)` and
+    /// `after(i, columns, out)` write some columns, for `i` below `images`.
     ///
     /// Kernel ridge regression of the movement on the centred features: with `X` the centred
     /// features before and `Y` the movement less its mean, both `[n, dim]`,
@@ -44,16 +44,16 @@ impl Transport {
     ///
     /// # Errors
     /// [`HeadError::Empty`] without images, [`HeadError::NotFinite`] when the features are not
-    /// numbers.
-    pub fn fit<'f>(
+    /// numbers, and what `before` and `after` return.
+    pub fn fit<E: From<HeadError>>(
         layout: Layout,
         parts: Range<usize>,
         images: usize,
-        before: impl Fn(usize) -> &'f [f32],
-        after: impl Fn(usize) -> &'f [f32],
-    ) -> Result<Self, HeadError> {
+        before: impl Fn(usize, Range<usize>, &mut [f32]) -> Result<(), E>,
+        after: impl Fn(usize, Range<usize>, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Self, E> {
         if images == 0 {
-            return Err(HeadError::Empty);
+            return Err(HeadError::Empty.into());
         }
         let n = images.min(MOST_IMAGES);
         let chosen: Vec<usize> = (0..n).map(|k| k * images / n).collect();
@@ -61,12 +61,12 @@ impl Transport {
         let mut maps = Vec::with_capacity(parts.len());
         for part in parts {
             let range = layout.part(part);
-            let mut x: Vec<f32> = Vec::with_capacity(n * dim);
-            let mut y: Vec<f32> = Vec::with_capacity(n * dim);
-            for &image in &chosen {
-                let (old, new) = (&before(image)[range.clone()], &after(image)[range.clone()]);
-                x.extend_from_slice(old);
-                y.extend(new.iter().zip(old).map(|(new, old)| new - old));
+            let (mut x, mut y) = (vec![0.0f32; n * dim], vec![0.0f32; n * dim]);
+            let rows = x.chunks_exact_mut(dim).zip(y.chunks_exact_mut(dim));
+            for (&image, (old, new)) in chosen.iter().zip(rows) {
+                before(image, range.clone(), old)?;
+                after(image, range.clone(), new)?;
+                new.iter_mut().zip(&*old).for_each(|(new, old)| *new -= old);
             }
             let (mean, shift) = (centre(&mut x, dim), centre(&mut y, dim));
             let mut kernel = vec![0.0f32; n * n];
@@ -194,6 +194,15 @@ mod tests {
         statistics
     }
 
+    fn columns_of(
+        rows: &[Vec<f32>],
+    ) -> impl Fn(usize, Range<usize>, &mut [f32]) -> Result<(), HeadError> {
+        |row, columns, out| {
+            out.copy_from_slice(&rows[row][columns]);
+            Ok(())
+        }
+    }
+
     #[test]
     fn features_that_shift_take_their_statistics_with_them() {
         let (old, seen) = (images(12, 1), images(20, 2));
@@ -212,8 +221,8 @@ mod tests {
             LAYOUT,
             0..1,
             seen.len(),
-            |i| &seen[i][..],
-            |i| &after[i][..],
+            columns_of(&seen),
+            columns_of(&after),
         )
         .unwrap();
         let mut statistics = learned(&old);
@@ -244,8 +253,8 @@ mod tests {
             LAYOUT,
             0..2,
             seen.len(),
-            |i| &seen[i][..],
-            |i| &after[i][..],
+            columns_of(&seen),
+            columns_of(&after),
         )
         .unwrap();
         let (mut statistics, before) = (learned(&old), learned(&old));
@@ -265,8 +274,8 @@ mod tests {
             LAYOUT,
             0..2,
             seen.len(),
-            |i| &seen[i][..],
-            |i| &after[i][..],
+            columns_of(&seen),
+            columns_of(&after),
         )
         .unwrap();
         let mut both = learned(&old);

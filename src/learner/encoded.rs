@@ -9,12 +9,13 @@ use super::{LearnError, LearnReport, LearnSettings, Learner, now};
 use crate::Progress;
 use crate::adapt::Adapters;
 use crate::data::PrefixCache;
-use crate::head::{ClassId, Classifier, DEFAULT_SHRINKAGE, Transport};
+use crate::head::{ClassId, Classifier, DEFAULT_SHRINKAGE, Statistics, Transport};
 use crate::state::{Knowledge, TaskRecord};
 use crate::train::fit::{FitSettings, Fitted, fit};
 use crate::train::judge::{choose_pooling, classes_in, judge, learn_into, novelties};
 use crate::train::parameters::Guard;
 use crate::train::plan::{DEFAULT_BUDGET, Plan};
+use crate::train::saved::Saved;
 use crate::train::selection::TaskRank;
 use crate::train::stack::Phase;
 use crate::train::trainer::{Encoded, Features, FitError, Target, Trainer};
@@ -82,7 +83,8 @@ impl Learner {
         records: &[usize],
     ) -> Result<Vec<String>, LearnError> {
         let features = self.features(cache, records, &self.knowledge.adapters)?;
-        self.classify_features((0..records.len()).map(|image| features.of(image)))
+        let rows = features.rows(records.len()).map_err(FitError::from)?;
+        self.classify_features(rows.chunks_exact(features.width()))
     }
 
     /// Names of the classes that feature vectors `[F]` are taken for.
@@ -119,11 +121,14 @@ impl Learner {
             validation: &[],
         };
         let batch = FitSettings::default().batch;
-        let plan = Plan::within(&self.demand(adapters, 0, batch), DEFAULT_BUDGET);
+        let plan = Plan::within(
+            &self.demand(adapters, 0, records.len(), batch),
+            DEFAULT_BUDGET,
+        );
         let (pool, weights) = (&self.pool, &self.weights);
         let mut trainer = Trainer::new(pool, weights, &plan, &encoded, adapters, batch);
-        let mut features = Features::new(records.len(), trainer.width());
-        trainer.refresh(&all, adapters, &mut features)?;
+        let features = Features::new(records.len(), trainer.width())?;
+        trainer.refresh(&all, adapters, &features)?;
         Ok(features)
     }
 
@@ -134,13 +139,49 @@ impl Learner {
         research: &mut Research,
         progress: &dyn Progress,
     ) -> Result<LearnReport, LearnError> {
+        // Taken out, so that what is trained is the only copy in memory; on disk is what to go back
+        // to.
+        let saved = Saved::adapters(&self.knowledge.adapters).map_err(FitError::from)?;
+        let pooled = self.knowledge.head.pooled().to_vec();
+        let layout = self.knowledge.head.layout();
+        let mut taken = Taken {
+            adapters: std::mem::take(&mut self.knowledge.adapters),
+            head: std::mem::replace(
+                &mut self.knowledge.head,
+                Statistics::transient(layout, 0..0),
+            ),
+        };
+        let outcome = self.learn_taken(&mut taken, task, settings, research, progress);
+        if outcome.is_err() {
+            taken.head.pool_only(pooled);
+            saved.restore(&mut taken.adapters).map_err(FitError::from)?;
+        }
+        self.knowledge.adapters = taken.adapters;
+        self.knowledge.head = taken.head;
+        let (next, report) = outcome?;
+        self.knowledge = next;
+        Ok(report)
+    }
+
+    /// Learns into a copy of the knowledge.
+    fn learn_taken(
+        &self,
+        taken: &mut Taken,
+        task: &EncodedTask<'_>,
+        settings: &LearnSettings,
+        research: &mut Research,
+        progress: &dyn Progress,
+    ) -> Result<(Knowledge, LearnReport), LearnError> {
         let start = Instant::now();
-        let mut next = self.knowledge.clone();
+        let known = &self.knowledge;
+        let adapters = &mut taken.adapters;
+        let mut names = known.classes.clone();
+        let mut ranks = known.ranks.clone();
         let (mut records, mut labels) = (Vec::new(), Vec::new());
         let (mut training, mut validation) = (Vec::new(), Vec::new());
         let mut classes: Vec<(ClassId, u32)> = Vec::new();
         for class in &task.classes {
-            let id = next.class_or_insert(&class.name);
+            let id = class_id(&mut names, &class.name);
             for (part, images) in [
                 (&class.training, &mut training),
                 (&class.validation, &mut validation),
@@ -165,34 +206,27 @@ impl Learner {
             validation: &validation,
         };
         let all: Vec<usize> = (0..records.len()).collect();
-        let mut known = self.knowledge.clone();
         if known.tasks.is_empty() {
-            prompts_from(
-                &encoded,
-                self.weights.geometry(),
-                &mut known.adapters.prompts,
-            )?;
-            next.adapters.prompts.clone_from(&known.adapters.prompts);
+            prompts_from(&encoded, self.weights.geometry(), &mut adapters.prompts)?;
         }
-        let known = &known;
-        let demand = self.demand(&known.adapters, next.classes.len(), settings.fit.batch);
+        let demand = self.demand(adapters, names.len(), all.len(), settings.fit.batch);
         let plan = Plan::within(&demand, settings.budget);
         let mut trainer = Trainer::new(
             &self.pool,
             &self.weights,
             &plan,
             &encoded,
-            &known.adapters,
+            adapters,
             settings.fit.batch,
         );
-        let mut features = Features::new(records.len(), trainer.width());
-        trainer.refresh(&all, &known.adapters, &mut features)?;
+        let features = Features::new(records.len(), trainer.width()).map_err(FitError::from)?;
+        trainer.refresh(&all, adapters, &features)?;
 
         let taught = classes.iter().map(|&(class, _)| class);
         choose_pooling(
             &encoded,
             taught,
-            &mut next.head,
+            &mut taken.head,
             &features,
             settings.fit.shrinkage,
         )?;
@@ -203,21 +237,25 @@ impl Learner {
             Some(fisher) => Guard::Fisher(fisher),
             None => Guard::Gram,
         };
-        let trains = !settings.instant && next.classes.len() > 1;
+        let trains = !settings.instant && names.len() > 1;
         let moves = trains && settings.transport && phase == Phase::Cores;
-        let before = moves.then(|| features.clone());
+        let before = match moves {
+            true => Some(features.snapshot().map_err(FitError::from)?),
+            false => None,
+        };
+        let old = adapters.without_bases();
         if trains {
             fitted = Some(fit(
                 &mut trainer,
-                &known.adapters,
+                adapters,
                 phase,
                 match settings.rank {
                     Some(rank) => TaskRank::Fixed(rank),
-                    None => TaskRank::Selected(&mut next.ranks),
+                    None => TaskRank::Selected(&mut ranks),
                 },
-                &next.head,
+                &mut taken.head,
                 guard,
-                &mut features,
+                &features,
                 &settings.fit,
                 progress,
             )?);
@@ -231,45 +269,48 @@ impl Learner {
             .is_some_and(|f| f.improved && f.after.at_least(&f.before));
         let mut cores = Vec::new();
         let mut parameters_added = 0;
-        if let Some(fitted) = &fitted {
+        let choice = fitted.as_ref().and_then(|fitted| fitted.choice.clone());
+        if let Some(fitted) = fitted {
             match phase {
                 // Bases are kept in any case, for later cores to work in; with a core of zero
                 // they change no feature.
                 Phase::Bases => {
-                    fitted.parameters.apply(&known.adapters, &mut next.adapters);
-                    next.adapters.orthonormalise();
+                    adapters.orthonormalise();
                     if !kept {
-                        next.adapters.clear_cores();
-                        next.adapters.prompts.clone_from(&known.adapters.prompts);
+                        adapters.clear_cores();
+                        adapters.prompts.clone_from(&old.prompts);
                     }
-                    parameters_added = fitted.parameters.prompts_start();
+                    parameters_added = fitted.parameters_added;
                 }
                 Phase::Cores if kept => {
-                    fitted.parameters.apply(&known.adapters, &mut next.adapters);
-                    cores = fitted.parameters.task_cores();
-                    parameters_added = fitted.parameters.prompts_start();
+                    cores = fitted.cores;
+                    parameters_added = fitted.parameters_added;
                 }
-                Phase::Cores => {}
+                Phase::Cores => adapters.copy_cores(&old),
             }
         } else if phase == Phase::Bases {
             let mut rng = ChaCha8Rng::seed_from_u64(settings.fit.seed);
-            next.adapters.draw_output_bases(&mut rng);
+            adapters.draw_output_bases(&mut rng);
         }
-        trainer.refresh(&all, &next.adapters, &mut features)?;
-        let (sum, tokens) = trainer.gram(&own, &next.adapters)?;
-        next.adapters.remember(&sum, tokens);
+        trainer.refresh(&all, adapters, &features)?;
+        let (sum, tokens) = trainer.gram(&own, adapters)?;
+        adapters.remember(&sum, tokens);
+        let mut next = known.clone();
+        next.classes = names;
+        next.ranks = ranks;
+        next.head = taken.head.clone();
         if let Some(before) = before.filter(|_| kept) {
             let below = known
                 .taps
                 .iter()
                 .filter(|&&tap| tap <= known.first_adapted)
                 .count();
-            Transport::fit(
-                known.head.layout(),
-                2 * below..known.head.layout().parts,
+            Transport::fit::<FitError>(
+                next.head.layout(),
+                2 * below..next.head.layout().parts,
                 all.len(),
-                |image| before.of(image),
-                |image| features.of(image),
+                |image, columns, out| Ok(before.read_part(image, columns, out)?),
+                |image, columns, out| Ok(features.read_part(image, columns, out)?),
             )?
             .apply(&mut next.head)?;
         }
@@ -281,11 +322,11 @@ impl Learner {
         let novelties = novelties(&encoded, &next.head, &features, settings.fit.shrinkage)?;
         let task_id = known.next_task();
         learn_into(&mut next.head, &labels, &own, &features, task_id)?;
-        if research.fisher.is_some() || !next.adapters.prompts.is_empty() {
-            let found = fisher(&mut trainer, &next, &own, &mut features, settings)?;
-            let prompts = next.adapters.prompt_fisher.len();
+        if research.fisher.is_some() || !adapters.prompts.is_empty() {
+            let found = fisher(&mut trainer, adapters, &next, &own, &features, settings)?;
+            let prompts = adapters.prompt_fisher.len();
             let (cores, of_prompts) = found.split_at(found.len() - prompts);
-            for (sum, f) in next.adapters.prompt_fisher.iter_mut().zip(of_prompts) {
+            for (sum, f) in adapters.prompt_fisher.iter_mut().zip(of_prompts) {
                 *sum += f;
             }
             if let Some(sum) = &mut research.fisher {
@@ -299,15 +340,13 @@ impl Learner {
             classes,
             learned_at: now(),
             adapted: kept,
-            rank: cores
-                .first()
-                .map_or(0, |core| core.m.len() / known.adapters.rank),
+            rank: cores.first().map_or(0, |core| core.m.len() / adapters.rank),
             cores,
             novelties,
         });
         drop(trainer);
-        self.knowledge = next;
-        Ok(LearnReport {
+        next.adapters = std::mem::take(adapters);
+        let report = LearnReport {
             task: task.name.clone(),
             classes: task
                 .classes
@@ -322,9 +361,26 @@ impl Learner {
             validation_accuracy: judged.validation_accuracy,
             parameters_added,
             adapted: kept,
-            choice: fitted.and_then(|fitted| fitted.choice),
-        })
+            choice,
+        };
+        Ok((next, report))
     }
+}
+
+/// What training changes in place, taken out of the knowledge meanwhile.
+struct Taken {
+    adapters: Adapters,
+    head: Statistics,
+}
+
+/// The id of a class name, which is added if it is new.
+fn class_id(names: &mut Vec<String>, name: &str) -> ClassId {
+    let known = names.iter().position(|known| known == name);
+    let index = known.unwrap_or_else(|| {
+        names.push(name.to_owned());
+        names.len() - 1
+    });
+    index as ClassId
 }
 
 /// Images that Fisher information is estimated from, at most.
@@ -334,27 +390,26 @@ const FISHER_IMAGES: usize = 64;
 /// the diagonal of their Fisher information at the labels (Kirkpatrick et al., arXiv 1612.00796).
 fn fisher(
     trainer: &mut Trainer<'_>,
+    adapters: &Adapters,
     knowledge: &Knowledge,
     images: &[usize],
-    features: &mut Features,
+    features: &Features,
     settings: &LearnSettings,
 ) -> Result<Vec<f32>, LearnError> {
     let head = Classifier::fit(&[&knowledge.head], settings.fit.training_shrinkage)?;
-    let class = classes_in(&head, trainer.encoded().labels);
+    let class: Vec<Option<usize>> = classes_in(&head, trainer.encoded().labels).collect();
     let target = Target {
         head: &head,
         class: &class,
         temperature: knowledge.calibration.temperature(head.layout().parts),
         phase: Phase::Cores,
     };
-    let adapters = &knowledge.adapters;
-    let mut gradient = vec![0.0; trainer.gradient_len(adapters, Phase::Cores)];
-    let mut fisher = vec![0.0; gradient.len()];
+    let mut fisher = vec![0.0; trainer.gradient_len(adapters, Phase::Cores)];
     let n = images.len().min(FISHER_IMAGES);
     for k in 0..n {
         let image = images[k * images.len() / n];
-        trainer.gradient(&[image], adapters, features, &target, &mut gradient)?;
-        for (sum, g) in fisher.iter_mut().zip(&gradient) {
+        let (_, gradient) = trainer.gradient(&[image], adapters, features, &target)?;
+        for (sum, g) in fisher.iter_mut().zip(&*gradient) {
             *sum += g * g / n as f32;
         }
     }

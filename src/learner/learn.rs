@@ -107,13 +107,16 @@ impl Learner {
         let mut folder = TaskFolder::scan(folder)?;
         let mut skipped = std::mem::take(&mut folder.skipped);
         // Before the images are looked at: what does not fit should be known at once.
-        self.plan(folder.classes.len(), settings)?;
+        let images = folder.classes.iter().map(|class| class.images.len()).sum();
+        self.plan(folder.classes.len(), images, settings)?;
         let paths: Vec<PathBuf> = folder
             .classes
             .iter()
             .flat_map(|class| class.images.iter().cloned())
             .collect();
         let (cache, bad) = self.encode(&paths, progress)?;
+        // The frozen blocks have done their part; training needs the others.
+        self.weights.release(0..self.knowledge.first_adapted);
         let mut usable = vec![true; paths.len()];
         for (index, error) in bad {
             usable[index] = false;

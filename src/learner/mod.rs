@@ -76,7 +76,7 @@ impl Setup {
     }
 
     /// What the first task takes in a state made with this, for a head that knows `classes` classes in
-    /// the end, steps of `batch` images, and `threads` threads.
+    /// the end, `images` images in steps of `batch`, and `threads` threads.
     ///
     /// # Errors
     /// When the setup does not fit the model.
@@ -84,6 +84,7 @@ impl Setup {
         &self,
         geometry: &Geometry,
         classes: usize,
+        images: usize,
         batch: usize,
         threads: usize,
     ) -> Result<Demand, SetupError> {
@@ -115,6 +116,7 @@ impl Setup {
             rank: self.rank,
             taps,
             classes,
+            images,
             batch,
             threads,
             phase: Phase::Bases,
@@ -264,29 +266,46 @@ impl Learner {
         Encoder::new(&self.weights, k.resolution, k.first_adapted, &k.taps)
     }
 
-    /// How the next task would be trained, if it has `new_classes` classes.
+    /// How the next task would be trained, if it has `images` images of `new_classes` classes.
     ///
     /// # Errors
     /// When it does not fit the budget.
-    pub fn plan(&self, new_classes: usize, settings: &LearnSettings) -> Result<Plan, PlanError> {
+    pub fn plan(
+        &self,
+        new_classes: usize,
+        images: usize,
+        settings: &LearnSettings,
+    ) -> Result<Plan, PlanError> {
         let classes = self.knowledge.classes.len() + new_classes;
-        let demand = self.demand(&self.knowledge.adapters, classes, settings.fit.batch);
+        let demand = self.demand(
+            &self.knowledge.adapters,
+            classes,
+            images,
+            settings.fit.batch,
+        );
         Plan::new(&demand, settings.budget)
     }
 
-    /// What training `adapters` takes, for a head that knows `classes` classes in the end and steps
-    /// of `batch` images.
-    pub(crate) fn demand(&self, adapters: &Adapters, classes: usize, batch: usize) -> Demand {
+    /// What training `adapters` takes, for a head that knows `classes` classes in the end, on
+    /// `images` images in steps of `batch`.
+    pub(crate) fn demand(
+        &self,
+        adapters: &Adapters,
+        classes: usize,
+        images: usize,
+        batch: usize,
+    ) -> Demand {
         let k = &self.knowledge;
         let geometry = self.weights.geometry().clone();
         Demand {
             resolution: k.resolution,
             first_adapted: k.first_adapted,
-            projections: adapters.sites.len() / k.adapted_blocks().max(1),
+            projections: adapters.sites.len() / (geometry.depth - k.first_adapted).max(1),
             prompts: adapters.prompts.len() / geometry.dim,
             rank: adapters.rank,
             taps: k.taps.clone(),
             classes,
+            images,
             batch,
             threads: self.pool.current_num_threads(),
             phase: self.phase(),
@@ -305,7 +324,7 @@ impl Learner {
 
     /// The blocks behind the prefix for one image at a time, to classify.
     fn stack_shape(&self) -> StackShape {
-        self.demand(&self.knowledge.adapters, 0, 1).stack()
+        self.demand(&self.knowledge.adapters, 0, 0, 1).stack()
     }
 }
 
@@ -316,7 +335,7 @@ fn blank(weights: &Weights, model: &str, setup: &Setup) -> Result<Knowledge, Set
         first_adapted,
         taps,
         ..
-    } = setup.demand(geometry, 0, 1, 1)?;
+    } = setup.demand(geometry, 0, 0, 1, 1)?;
     let depth = geometry.depth;
     let mut rng = ChaCha8Rng::seed_from_u64(setup.seed);
     let adapters = Adapters::new(

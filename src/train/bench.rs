@@ -225,6 +225,7 @@ fn step(
         rank: RANK,
         taps: vec![tap],
         classes: CLASSES,
+        images: IMAGES,
         batch: BATCH,
         threads: pool.current_num_threads(),
         phase: Phase::Bases,
@@ -260,8 +261,8 @@ fn step(
         &mut rng,
     );
     let mut trainer = Trainer::new(pool, weights, &plan, &encoded, &adapters, BATCH);
-    let mut features = Features::new(IMAGES, trainer.width());
-    trainer.refresh(&all, &adapters, &mut features)?;
+    let features = Features::new(IMAGES, trainer.width())?;
+    trainer.refresh(&all, &adapters, &features)?;
     let mut statistics = Statistics::transient(
         Layout {
             parts: 2,
@@ -272,20 +273,13 @@ fn step(
     learn_into(&mut statistics, &labels, &all, &features, 0)?;
     let classifier = Classifier::fit(&[&statistics], DEFAULT_SHRINKAGE)?;
     let target = Target {
-        class: &classes_in(&classifier, &labels),
+        class: &classes_in(&classifier, &labels).collect::<Vec<_>>(),
         head: &classifier,
         temperature: 1.0,
         phase: Phase::Bases,
     };
-    let mut gradient = vec![0.0; trainer.gradient_len(&adapters, Phase::Bases)];
     let times = timed(time, || {
-        trainer.gradient(
-            &all[..BATCH],
-            &adapters,
-            &mut features,
-            &target,
-            &mut gradient,
-        )?;
+        trainer.gradient(&all[..BATCH], &adapters, &features, &target)?;
         Ok(BATCH)
     })?;
     let what = match first_adapted {

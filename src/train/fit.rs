@@ -11,13 +11,14 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::adam::{Adam, cosine};
-use super::judge::{Quality, classes_in, crossfit_temperature, head_of, quality, scored};
+use super::judge::{Heads, HeldOut, Known, Quality, classes_in, crossfit_temperature};
 use super::parameters::{Guard, Parameters};
 use super::selection::{SELECTION_EPOCHS, Selection, TaskRank};
 use super::stack::Phase;
 use super::trainer::{Encoded, Features, FitError, Target, Trainer};
-use crate::adapt::{Adapters, RankChoice};
-use crate::head::{DEFAULT_SHRINKAGE, Statistics};
+use crate::adapt::{Adapters, RankChoice, TaskCore};
+use crate::data::RowFile;
+use crate::head::{ClassId, DEFAULT_SHRINKAGE, Statistics};
 use crate::{Progress, Stage};
 
 /// How far below its first value the training temperature may fall.
@@ -36,7 +37,7 @@ pub struct FitSettings {
     pub rate: f32,
     /// Learning rate of the cores: small, as old classes' statistics were taken before it acts.
     pub core_rate: f32,
-    /// Learning rate of prompts in the first task; later it is lower in proportion to the cores'.
+    /// Learning rate of prompts.
     pub prompt_rate: f32,
     /// Weight of the drift guard.
     pub guard: f32,
@@ -78,15 +79,17 @@ impl Default for FitSettings {
     }
 }
 
-/// What training a task led to.
+/// What training a task led to: the best parameters seen after an epoch, by validation loss.
 #[derive(Debug)]
 pub struct Fitted {
-    /// The best parameters seen after an epoch, by validation loss.
-    pub parameters: Parameters,
-    /// Whether validation with them has a lower loss than before.
-    pub improved: bool,
+    /// Numbers learned beside the prompts.
+    pub parameters_added: usize,
+    /// What the task added to the core of each site, empty for the first task.
+    pub cores: Vec<TaskCore>,
     /// How the rank was chosen, where it was.
     pub choice: Option<RankChoice>,
+    /// Whether validation with them has a lower loss than before.
+    pub improved: bool,
     /// Epochs that ran.
     pub epochs: usize,
     /// Validation before the first epoch and with the best parameters.
@@ -94,115 +97,274 @@ pub struct Fitted {
     pub after: Quality,
 }
 
-/// Trains `base` on the task until validation stops improving, and returns the best parameters.
-/// `features` holds every image's features with `base`, and in the end those of the last epoch.
+/// Trains `adapters` on the task until validation stops improving, and leaves the best parameters in
+/// them. `features` holds every image's features with `adapters`, and in the end those of the last
+/// epoch.
 ///
 /// # Errors
-/// When the head cannot be fitted or the cache cannot be read; nothing is learned then.
+/// When the head cannot be fitted or a file cannot be read; `adapters` hold anything then. `known` is
+/// as it was, unless it cannot be read back from the file it waits in meanwhile.
 #[allow(clippy::too_many_arguments)]
 pub fn fit(
     trainer: &mut Trainer<'_>,
-    base: &Adapters,
+    adapters: &mut Adapters,
     phase: Phase,
     rank: TaskRank<'_>,
-    known: &Statistics,
+    known: &mut Statistics,
     guard: Guard<'_>,
-    features: &mut Features,
+    features: &Features,
     settings: &FitSettings,
     progress: &dyn Progress,
 ) -> Result<Fitted, FitError> {
-    let encoded = trainer.encoded();
-    let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-    let (most_epochs, peak_rate) = settings.schedule(phase);
-    let mut selection = Selection::of(phase, &rank);
-    let columns = match &rank {
-        TaskRank::Fixed(rank) => *rank,
-        TaskRank::Selected(selector) => selector.most(),
+    let spilled = known.spill()?;
+    let heads = match &spilled {
+        Some(spilled) => Known::Spilled(&mut *known, spilled),
+        None => Known::Whole(known),
     };
-    let mut parameters = Parameters::new(base, phase, columns, &mut rng);
-    let mut adapters = base.clone();
-    let mut adam = Adam::new(parameters.len());
-    let mut adapter_gradient = vec![0.0; trainer.gradient_len(base, phase)];
-    let mut gradient = vec![0.0; parameters.len()];
-    let mut guard_work = vec![0.0; base.rank * base.rank];
-    let mut halves = draw_halves(encoded, &mut rng);
-    let start = crossfit_temperature(
-        encoded,
-        &halves,
-        known,
-        features,
-        settings.training_shrinkage,
-    )?;
-    let quality_of = |features: &Features| -> Result<Quality, FitError> {
-        let head = head_of(
-            encoded,
-            encoded.training,
-            known,
-            features,
-            settings.shrinkage,
-        )?;
-        Ok(quality(encoded, encoded.validation, &head, features)?)
-    };
-    let before = quality_of(features)?;
-    if let Some(selection) = selection
-        .as_mut()
-        .filter(|_| most_epochs < SELECTION_EPOCHS)
-    {
-        // Too short to select: what earlier tasks taught decides.
-        selection.end(before.loss, &mut parameters, &mut adam);
-        gradient.truncate(parameters.len());
+    // Inside the pool, so that handing work to its threads allocates nothing.
+    let pool = trainer.pool();
+    let outcome = pool.install(|| {
+        Fit::new(trainer, adapters, phase, &rank, heads, features, settings)?
+            .run(rank, guard, progress)
+    });
+    if let Some(spilled) = &spilled {
+        known.unspill(spilled)?;
     }
-    let mut best = (None, parameters.clone());
-    let mut lowest = f64::INFINITY;
-    let steps_an_epoch: usize = halves
-        .iter()
-        .map(|h| h.len().div_ceil(settings.batch))
-        .sum();
-    let total = most_epochs * steps_an_epoch;
-    let (mut step, mut epochs, mut stale) = (0, 0, 0);
-    while epochs < most_epochs && stale < settings.patience {
-        let stage = Stage::Epoch {
-            number: epochs + 1,
-            of: most_epochs,
+    outcome
+}
+
+/// Where in the training an epoch is, and the temperature it began with.
+struct Schedule {
+    epoch: usize,
+    steps_an_epoch: usize,
+    total: usize,
+    start: f32,
+}
+
+/// Everything an epoch works with, allocated before the first.
+struct Fit<'f, 'a> {
+    trainer: &'f mut Trainer<'a>,
+    /// Cores and prompts before training.
+    base: Adapters,
+    phase: Phase,
+    features: &'f Features,
+    settings: &'f FitSettings,
+    rng: ChaCha8Rng,
+    parameters: Parameters,
+    /// The rank while it is being chosen.
+    selection: Option<Selection>,
+    /// The best parameters so far.
+    best: RowFile,
+    /// What the blocks see.
+    adapters: &'f mut Adapters,
+    adam: Adam,
+    /// Where the gradient of M and N is made.
+    chained: Vec<f32>,
+    guard_work: Vec<f32>,
+    heads: Heads<'f>,
+    held_out: HeldOut<'f>,
+    /// Index of each image's class among the head's.
+    class: Vec<Option<usize>>,
+    halves: Halves,
+    step: usize,
+}
+
+impl<'f, 'a: 'f> Fit<'f, 'a> {
+    fn new(
+        trainer: &'f mut Trainer<'a>,
+        adapters: &'f mut Adapters,
+        phase: Phase,
+        rank: &TaskRank<'_>,
+        known: Known<'f>,
+        features: &'f Features,
+        settings: &'f FitSettings,
+    ) -> Result<Self, FitError> {
+        let encoded = trainer.encoded();
+        let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
+        let columns = match rank {
+            TaskRank::Fixed(rank) => *rank,
+            TaskRank::Selected(selector) => selector.most(),
         };
-        progress.begin(stage, encoded.training.len());
-        if epochs > 0 {
-            halves = draw_halves(encoded, &mut rng);
+        let parameters = Parameters::new(adapters, phase, columns, &mut rng);
+        let mut held_out = HeldOut::new(encoded, features.width());
+        held_out.reserve(
+            encoded.labels.len(),
+            classes_in_all(encoded, known.statistics()),
+        );
+        let best = RowFile::create(1, parameters.len())?;
+        best.write(0, 0, parameters.values())?;
+        Ok(Self {
+            base: adapters.without_bases(),
+            phase,
+            features,
+            settings,
+            best,
+            selection: Selection::of(phase, rank),
+            adam: Adam::new(parameters.len()),
+            chained: vec![0.0; parameters.chain_len()],
+            guard_work: vec![0.0; adapters.rank * adapters.rank],
+            adapters,
+            heads: Heads::new(encoded, known),
+            held_out,
+            class: Vec::with_capacity(encoded.labels.len()),
+            halves: Halves::new(encoded),
+            step: 0,
+            parameters,
+            rng,
+            trainer,
+        })
+    }
+
+    fn run(
+        mut self,
+        rank: TaskRank<'_>,
+        guard: Guard<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Fitted, FitError> {
+        let encoded = self.trainer.encoded();
+        let settings = self.settings;
+        let (most_epochs, _) = settings.schedule(self.phase);
+        self.halves.draw(encoded, &mut self.rng);
+        let start = crossfit_temperature(
+            &self.halves.halves,
+            &mut self.heads,
+            &mut self.held_out,
+            self.trainer,
+            (self.adapters, self.phase),
+            self.features,
+            settings.training_shrinkage,
+        )?;
+        let before = self.quality()?;
+        if let Some(selection) = self
+            .selection
+            .as_mut()
+            .filter(|_| most_epochs < SELECTION_EPOCHS)
+        {
+            // Too short to select: what earlier tasks taught decides.
+            selection.end(before.loss, &mut self.parameters, &mut self.adam);
+            self.chained.truncate(self.parameters.len());
+            self.best.write(0, 0, self.parameters.values())?;
         }
-        for half in 0..halves.len() {
-            let (images, other) = (&halves[half], &halves[1 - half]);
-            let shrinkage = settings.training_shrinkage;
-            let classifier = head_of(encoded, other, known, features, shrinkage)?;
-            let fresh = scored(encoded, images, &classifier, features)?
-                .temperature(classifier.classes().len())?;
-            let target = Target {
-                class: &classes_in(&classifier, encoded.labels),
-                head: &classifier,
-                // Bounded, or a head that gets everything right would sharpen without end.
-                temperature: fresh.map_or(start, |t| t.value).max(start / SHARPENING),
-                phase,
+        let (mut after, mut lowest) = (None, f64::INFINITY);
+        let halves = &self.halves.halves;
+        let steps_an_epoch: usize = halves
+            .iter()
+            .map(|h| h.len().div_ceil(settings.batch))
+            .sum();
+        let total = most_epochs * steps_an_epoch;
+        let (mut epochs, mut stale) = (0, 0);
+        while epochs < most_epochs && stale < settings.patience {
+            let stage = Stage::Epoch {
+                number: epochs + 1,
+                of: most_epochs,
             };
-            for images in images.chunks(settings.batch) {
-                let rate = cosine(step, total / 10, total);
-                if let Some(selection) = &mut selection {
-                    selection.open_gates(epochs, step, steps_an_epoch, &mut parameters, &mut rng);
-                    parameters.apply(base, &mut adapters);
+            progress.begin(stage, encoded.training.len());
+            if epochs > 0 {
+                self.halves.draw(encoded, &mut self.rng);
+            }
+            let schedule = Schedule {
+                epoch: epochs,
+                steps_an_epoch,
+                total,
+                start,
+            };
+            for half in 0..2 {
+                self.train_half(half, &schedule, guard, progress)?;
+            }
+            epochs += 1;
+            self.trainer
+                .refresh(encoded.validation, self.adapters, self.features)?;
+            let now = self.quality()?;
+            if let Some(selection) = &mut self.selection {
+                let (parameters, adam) = (&mut self.parameters, &mut self.adam);
+                // What was best with more columns than are chosen does not count.
+                if selection.after_epoch(epochs, now.loss, parameters, adam) {
+                    self.chained.truncate(parameters.len());
+                    parameters.apply(&self.base, self.adapters);
+                    continue;
                 }
-                trainer.gradient(images, &adapters, features, &target, &mut adapter_gradient)?;
-                progress.advance(images.len());
-                parameters.add_guard(
-                    base,
-                    guard,
-                    settings.guard,
-                    &mut guard_work,
-                    &mut adapter_gradient,
-                );
-                if let Some(selection) = &mut selection {
-                    selection.learn(epochs, &parameters, &adapter_gradient);
+                if selection.pending() {
+                    continue;
                 }
-                parameters.chain(&adapter_gradient, &mut gradient);
-                let prompts_start = parameters.prompts_start();
-                adam.update(parameters.values_mut(), &gradient, |i| {
+            }
+            if now.loss < lowest {
+                lowest = now.loss;
+                after = Some(now);
+                self.best.write(0, 0, self.parameters.values())?;
+                stale = 0;
+            } else {
+                stale += 1;
+            }
+        }
+        let numbers = self.parameters.len();
+        self.best
+            .read(0, 0..numbers, self.parameters.values_mut())?;
+        self.parameters.apply(&self.base, self.adapters);
+        Ok(Fitted {
+            parameters_added: self.parameters.prompts_start(),
+            cores: self.parameters.task_cores(),
+            choice: self.selection.and_then(|selection| selection.finish(rank)),
+            improved: lowest < before.loss,
+            epochs,
+            before,
+            after: after.unwrap_or(before),
+        })
+    }
+
+    /// One half of the task trains against a head fitted to the other.
+    fn train_half(
+        &mut self,
+        half: usize,
+        schedule: &Schedule,
+        guard: Guard<'_>,
+        progress: &dyn Progress,
+    ) -> Result<(), FitError> {
+        let settings = self.settings;
+        let (images, other) = (&self.halves.halves[half], &self.halves.halves[1 - half]);
+        let head = self.heads.fit_in(
+            self.trainer,
+            (self.adapters, self.phase),
+            other,
+            self.features,
+            settings.training_shrinkage,
+        )?;
+        self.held_out.score(images, head, self.features)?;
+        let fresh = self.held_out.temperature(head.classes().len())?;
+        self.class.clear();
+        self.class
+            .extend(classes_in(head, self.trainer.encoded().labels));
+        let target = Target {
+            class: &self.class,
+            head,
+            // Bounded, or a head that gets everything right would sharpen without end.
+            temperature: fresh
+                .map_or(schedule.start, |t| t.value)
+                .max(schedule.start / SHARPENING),
+            phase: self.phase,
+        };
+        let (_, peak_rate) = settings.schedule(self.phase);
+        for images in images.chunks(settings.batch) {
+            let rate = cosine(self.step, schedule.total / 10, schedule.total);
+            if let Some(selection) = &mut self.selection {
+                let (epoch, steps) = (schedule.epoch, schedule.steps_an_epoch);
+                let parameters = &mut self.parameters;
+                selection.open_gates(epoch, self.step, steps, parameters, &mut self.rng);
+                parameters.apply(&self.base, self.adapters);
+            }
+            let (_, gradient) =
+                self.trainer
+                    .gradient(images, self.adapters, self.features, &target)?;
+            progress.advance(images.len());
+            let work = &mut self.guard_work;
+            self.parameters
+                .add_guard(&self.base, guard, settings.guard, work, gradient);
+            if let Some(selection) = &mut self.selection {
+                selection.learn(schedule.epoch, &self.parameters, gradient);
+            }
+            let prompts_start = self.parameters.prompts_start();
+            let gradient = self.parameters.chain(gradient, &mut self.chained);
+            self.adam
+                .update(self.parameters.values_mut(), gradient, |i| {
                     let peak = if i < prompts_start {
                         peak_rate
                     } else {
@@ -210,51 +372,67 @@ pub fn fit(
                     };
                     peak * rate
                 });
-                parameters.apply(base, &mut adapters);
-                step += 1;
-            }
+            self.parameters.apply(&self.base, self.adapters);
+            self.step += 1;
         }
-        epochs += 1;
-        trainer.refresh(encoded.validation, &adapters, features)?;
-        let now = quality_of(features)?;
-        if let Some(selection) = &mut selection {
-            // What was best with more columns than are chosen does not count.
-            if selection.after_epoch(epochs, now.loss, &mut parameters, &mut adam) {
-                gradient.truncate(parameters.len());
-                parameters.apply(base, &mut adapters);
-                continue;
-            }
-            if selection.pending() {
-                continue;
-            }
-        }
-        if now.loss < lowest {
-            lowest = now.loss;
-            best = (Some(now), parameters.clone());
-            stale = 0;
-        } else {
-            stale += 1;
-        }
+        Ok(())
     }
-    Ok(Fitted {
-        parameters: best.1,
-        improved: lowest < before.loss,
-        choice: selection.and_then(|selection| selection.finish(rank)),
-        epochs,
-        before,
-        after: best.0.unwrap_or(before),
-    })
+
+    /// How well the head of all training images does on the held-back ones.
+    fn quality(&mut self) -> Result<Quality, FitError> {
+        let encoded = self.trainer.encoded();
+        let head = self.heads.fit_in(
+            self.trainer,
+            (self.adapters, self.phase),
+            encoded.training,
+            self.features,
+            self.settings.shrinkage,
+        )?;
+        self.held_out
+            .quality(encoded.validation, head, self.features)
+    }
+}
+
+/// An upper bound for the classes of a head over what is known and the task.
+fn classes_in_all(encoded: &Encoded<'_>, known: &Statistics) -> usize {
+    let mut classes = encoded.labels.to_vec();
+    classes.sort_unstable();
+    classes.dedup();
+    classes.len() + known.components().len()
 }
 
 /// The training images in two halves, each class spread evenly over both.
-fn draw_halves(encoded: &Encoded<'_>, rng: &mut ChaCha8Rng) -> [Vec<usize>; 2] {
-    let mut order = encoded.training.to_vec();
-    order.shuffle(rng);
-    order.sort_by_key(|&image| encoded.labels[image]);
-    let mut halves = [Vec::new(), Vec::new()];
-    for (position, image) in order.into_iter().enumerate() {
-        halves[position % 2].push(image);
+struct Halves {
+    order: Vec<usize>,
+    /// Class, position after shuffling, and image.
+    sorted: Vec<(ClassId, usize, usize)>,
+    halves: [Vec<usize>; 2],
+}
+
+impl Halves {
+    fn new(encoded: &Encoded<'_>) -> Self {
+        let images = encoded.training.len();
+        Self {
+            order: Vec::with_capacity(images),
+            sorted: Vec::with_capacity(images),
+            halves: [(); 2].map(|()| Vec::with_capacity(images.div_ceil(2))),
+        }
     }
-    halves.iter_mut().for_each(|half| half.shuffle(rng));
-    halves
+
+    fn draw(&mut self, encoded: &Encoded<'_>, rng: &mut ChaCha8Rng) {
+        self.order.clear();
+        self.order.extend_from_slice(encoded.training);
+        self.order.shuffle(rng);
+        self.sorted.clear();
+        let numbered = self.order.iter().enumerate();
+        self.sorted
+            .extend(numbered.map(|(position, &image)| (encoded.labels[image], position, image)));
+        // Positions differ, so this is as stable as a sort that would allocate.
+        self.sorted.sort_unstable();
+        self.halves.iter_mut().for_each(Vec::clear);
+        for (position, &(_, _, image)) in self.sorted.iter().enumerate() {
+            self.halves[position % 2].push(image);
+        }
+        self.halves.iter_mut().for_each(|half| half.shuffle(rng));
+    }
 }

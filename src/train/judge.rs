@@ -1,10 +1,16 @@
 //! Heads over a task while it is learned, and how well they do.
 
 use super::objective::cross_entropy;
-use super::trainer::{Encoded, Features, FitError};
+use super::stack::Phase;
+use super::trainer::{Encoded, Features, FitError, Trainer};
+use crate::adapt::Adapters;
 use crate::head::{
-    ClassId, Classifier, HeadError, Novelties, Novelty, Statistics, TaskId, Temperature,
+    ClassId, Classifier, HeadError, Novelties, Novelty, Retaking, Spilled, Statistics, TaskId,
+    Temperature, Workspace,
 };
+
+/// Images whose features are in memory while statistics learn them.
+const WINDOW: usize = 64;
 
 /// How well a head does on a set of images.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,38 +29,141 @@ impl Quality {
     }
 }
 
-/// A head over everything known and `images` of the task.
-pub(super) fn head_of(
-    encoded: &Encoded<'_>,
-    images: &[usize],
-    known: &Statistics,
-    features: &Features,
-    shrinkage: f32,
-) -> Result<Classifier, FitError> {
-    let mut task = Statistics::transient(known.layout(), 0..known.layout().parts);
-    learn_into(&mut task, encoded.labels, images, features, TaskId::MAX)?;
-    Ok(Classifier::fit(&[known, &task], shrinkage)?)
+/// Heads over everything known and some images of the task, fitted one after another in the same
+/// memory: a part at a time, so that only one part's scatter of those images exists.
+#[derive(Debug)]
+pub(super) struct Heads<'a> {
+    encoded: &'a Encoded<'a>,
+    known: Known<'a>,
+    task: Statistics,
+    retaking: Retaking,
+    workspace: Workspace,
+    head: Classifier,
+    /// Class and position of the images, sorted.
+    order: Vec<(ClassId, usize)>,
+}
+
+/// The statistics of everything known.
+#[derive(Debug)]
+pub(super) enum Known<'a> {
+    Whole(&'a Statistics),
+    /// Their scatter waits on disk.
+    Spilled(&'a mut Statistics, &'a Spilled),
+}
+
+impl Known<'_> {
+    pub fn statistics(&self) -> &Statistics {
+        match self {
+            Self::Whole(statistics) => statistics,
+            Self::Spilled(statistics, _) => statistics,
+        }
+    }
+}
+
+impl<'a> Heads<'a> {
+    pub fn new(encoded: &'a Encoded<'a>, known: Known<'a>) -> Self {
+        let layout = known.statistics().layout();
+        Self {
+            encoded,
+            known,
+            task: Statistics::transient(layout, 0..1),
+            retaking: Retaking::new(layout.dim),
+            workspace: Workspace::default(),
+            head: Classifier::empty(layout),
+            order: Vec::with_capacity(encoded.labels.len()),
+        }
+    }
+
+    /// Fits a head over everything known and `images`.
+    ///
+    /// # Errors
+    /// When the features cannot be read or the head cannot be fitted.
+    pub fn fit(
+        &mut self,
+        images: &[usize],
+        features: &Features,
+        shrinkage: f32,
+    ) -> Result<&Classifier, FitError> {
+        let labels = self.encoded.labels;
+        self.order.clear();
+        let numbered = images.iter().enumerate();
+        self.order
+            .extend(numbered.map(|(position, &image)| (labels[image], position)));
+        // Positions differ, so this is as stable as a sort that would allocate.
+        self.order.sort_unstable();
+        let layout = self.known.statistics().layout();
+        for part in 0..layout.parts {
+            let columns = layout.part(part);
+            if let Known::Spilled(statistics, spilled) = &mut self.known {
+                statistics.load(part, spilled)?;
+            }
+            self.task.retake::<FitError>(
+                part,
+                TaskId::MAX,
+                &self.order,
+                &mut self.retaking,
+                |position, out| Ok(features.read_part(images[position], columns.clone(), out)?),
+            )?;
+            let sources = [self.known.statistics(), &self.task];
+            if part == 0 {
+                self.head.start(&sources, shrinkage, &mut self.workspace)?;
+            }
+            self.head
+                .refit(&sources, part..part + 1, &mut self.workspace)?;
+        }
+        Ok(&self.head)
+    }
+
+    /// Fits as [`Heads::fit`] does, in memory that `trainer` does not need meanwhile.
+    ///
+    /// # Errors
+    /// As [`Heads::fit`].
+    pub fn fit_in(
+        &mut self,
+        trainer: &mut Trainer<'_>,
+        (adapters, phase): (&Adapters, Phase),
+        images: &[usize],
+        features: &Features,
+        shrinkage: f32,
+    ) -> Result<&Classifier, FitError> {
+        let mut loan = trainer.lend();
+        loan.arena = self.workspace.swap_matrix(loan.arena);
+        loan.gradient = self.task.swap_scatter(loan.gradient);
+        let fitted = self.fit(images, features, shrinkage).map(|_| ());
+        loan.arena = self.workspace.swap_matrix(loan.arena);
+        loan.gradient = self.task.swap_scatter(loan.gradient);
+        trainer.give_back(adapters, phase, loan);
+        fitted.map(|()| &self.head)
+    }
+
+    /// The head fitted last.
+    pub fn fitted(&self) -> &Classifier {
+        &self.head
+    }
 }
 
 /// Adds the features of `images` to `statistics`, class by class, as `task`.
 ///
 /// # Errors
-/// When a feature is not a finite number.
+/// When a feature is not a finite number or cannot be read.
 pub fn learn_into(
     statistics: &mut Statistics,
     labels: &[ClassId],
     images: &[usize],
     features: &Features,
     task: TaskId,
-) -> Result<(), HeadError> {
+) -> Result<(), FitError> {
     let mut by_class = images.to_vec();
     by_class.sort_by_key(|&image| labels[image]);
+    let mut window = Vec::new();
     for group in by_class.chunk_by(|&a, &b| labels[a] == labels[b]) {
-        let mut rows = Vec::with_capacity(group.len() * features.width());
-        group
-            .iter()
-            .for_each(|&image| rows.extend_from_slice(features.of(image)));
-        statistics.learn(labels[group[0]], task, &rows)?;
+        for images in group.chunks(WINDOW) {
+            window.resize(images.len() * features.width(), 0.0);
+            for (&image, row) in images.iter().zip(window.chunks_exact_mut(features.width())) {
+                features.read(image, row)?;
+            }
+            statistics.learn(labels[group[0]], task, &window)?;
+        }
     }
     Ok(())
 }
@@ -79,13 +188,17 @@ pub fn judge(
     features: &Features,
     shrinkage: f32,
 ) -> Result<Judgement, FitError> {
-    let head = head_of(encoded, encoded.training, known, features, shrinkage)?;
-    let held_out = scored(encoded, encoded.validation, &head, features)?;
-    let validation = quality(encoded, encoded.validation, &head, features)?;
+    let mut heads = Heads::new(encoded, Known::Whole(known));
+    let head = heads.fit(encoded.training, features, shrinkage)?;
+    let mut held_out = HeldOut::new(encoded, features.width());
+    let train_accuracy = held_out.quality(encoded.training, head, features)?.accuracy;
+    let validation = held_out.quality(encoded.validation, head, features)?;
+    held_out.score(encoded.validation, head, features)?;
+    let temperature = held_out.temperature(head.classes().len())?;
     Ok(Judgement {
-        train_accuracy: quality(encoded, encoded.training, &head, features)?.accuracy,
-        validation_accuracy: (!held_out.classes.is_empty()).then_some(validation.accuracy),
-        temperature: held_out.temperature(head.classes().len())?,
+        train_accuracy,
+        validation_accuracy: temperature.map(|_| validation.accuracy),
+        temperature,
     })
 }
 
@@ -101,7 +214,7 @@ pub fn choose_pooling(
     known: &mut Statistics,
     features: &Features,
     shrinkage: f32,
-) -> Result<(), HeadError> {
+) -> Result<(), FitError> {
     let before = known.classes();
     let again: Vec<ClassId> = classes
         .filter(|class| before.binary_search(class).is_ok())
@@ -117,9 +230,10 @@ pub fn choose_pooling(
         features,
         TaskId::MAX,
     )?;
+    let mut held_out = HeldOut::new(encoded, features.width());
     known.pool_where_better(&again, |known| {
         let head = Classifier::fit(&[known, &task], shrinkage)?;
-        Ok(quality(encoded, encoded.validation, &head, features)?.loss)
+        Ok(held_out.quality(encoded.validation, &head, features)?.loss)
     })
 }
 
@@ -132,7 +246,7 @@ pub fn novelties(
     known: &Statistics,
     features: &Features,
     shrinkage: f32,
-) -> Result<Novelties, HeadError> {
+) -> Result<Novelties, FitError> {
     let mut seen = Novelties::default();
     if encoded.validation.is_empty() {
         return Ok(seen);
@@ -146,95 +260,120 @@ pub fn novelties(
         TaskId::MAX,
     )?;
     let (classifier, novelty) = Novelty::fit(&[known, &task], shrinkage)?;
+    let mut row = vec![0.0; features.width()];
     for &image in encoded.validation {
-        novelty.observe(&classifier, features.of(image), &mut seen)?;
+        features.read(image, &mut row)?;
+        novelty.observe(&classifier, &row, &mut seen)?;
     }
     Ok(seen)
 }
 
-/// Scores of held-out images and the indices of their classes among the head's.
-#[derive(Default)]
-pub(super) struct HeldOut {
+/// Scores of held-out images and the indices of their classes among the head's, in memory that is
+/// used again.
+#[derive(Debug)]
+pub(super) struct HeldOut<'a> {
+    encoded: &'a Encoded<'a>,
     /// `[images, classes]`
     scores: Vec<f32>,
     classes: Vec<usize>,
+    /// Features of one image.
+    row: Vec<f32>,
 }
 
-impl HeldOut {
+impl<'a> HeldOut<'a> {
+    pub fn new(encoded: &'a Encoded<'a>, width: usize) -> Self {
+        Self {
+            encoded,
+            scores: Vec::new(),
+            classes: Vec::with_capacity(encoded.labels.len()),
+            row: vec![0.0; width],
+        }
+    }
+
+    /// Makes room for `images` images and `classes` classes, so that scoring allocates nothing.
+    pub fn reserve(&mut self, images: usize, classes: usize) {
+        self.scores.clear();
+        self.scores.reserve_exact(images * classes);
+    }
+
+    /// Scores the `images` whose class the head knows.
+    pub fn score(
+        &mut self,
+        images: &[usize],
+        head: &Classifier,
+        features: &Features,
+    ) -> Result<(), FitError> {
+        let width = head.classes().len();
+        self.scores.clear();
+        self.classes.clear();
+        for &image in images {
+            if let Ok(class) = head.classes().binary_search(&self.encoded.labels[image]) {
+                let start = self.scores.len();
+                self.scores.resize(start + width, 0.0);
+                features.read(image, &mut self.row)?;
+                head.scores(&self.row, &mut self.scores[start..])?;
+                self.classes.push(class);
+            }
+        }
+        Ok(())
+    }
+
+    /// The temperature that suits the scores best; none without an image.
     pub fn temperature(&self, classes: usize) -> Result<Option<Temperature>, HeadError> {
         if self.classes.is_empty() {
             return Ok(None);
         }
         Temperature::fit(&self.scores, classes, &self.classes).map(Some)
     }
-}
 
-/// Scores the `images` whose class the head knows.
-pub(super) fn scored(
-    encoded: &Encoded<'_>,
-    images: &[usize],
-    head: &Classifier,
-    features: &Features,
-) -> Result<HeldOut, HeadError> {
-    let mut held_out = HeldOut::default();
-    let width = head.classes().len();
-    for &image in images {
-        if let Ok(class) = head.classes().binary_search(&encoded.labels[image]) {
-            let start = held_out.scores.len();
-            held_out.scores.resize(start + width, 0.0);
-            head.scores(features.of(image), &mut held_out.scores[start..])?;
-            held_out.classes.push(class);
+    /// Loss and accuracy of a head on `images`, at the temperature that suits it best, as it would
+    /// be calibrated. No images count as perfect: without a held-back image nothing can be seen to
+    /// improve.
+    pub fn quality(
+        &mut self,
+        images: &[usize],
+        head: &Classifier,
+        features: &Features,
+    ) -> Result<Quality, FitError> {
+        self.score(images, head, features)?;
+        let width = head.classes().len();
+        let Some(temperature) = self.temperature(width)? else {
+            return Ok(Quality {
+                loss: 0.0,
+                accuracy: 1.0,
+            });
+        };
+        let (mut loss, mut right) = (0.0, 0usize);
+        for (scores, &class) in self.scores.chunks_exact_mut(width).zip(&self.classes) {
+            let best = (0..width).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+            right += usize::from(best == Some(class));
+            loss += cross_entropy(scores, class, temperature.value);
         }
+        let n = self.classes.len() as f64;
+        Ok(Quality {
+            loss: loss / n,
+            accuracy: right as f64 / n,
+        })
     }
-    Ok(held_out)
 }
 
 /// Index of each label in the classifier's classes.
-pub fn classes_in(classifier: &Classifier, labels: &[ClassId]) -> Vec<Option<usize>> {
+pub fn classes_in(
+    classifier: &Classifier,
+    labels: &[ClassId],
+) -> impl Iterator<Item = Option<usize>> {
     labels
         .iter()
         .map(|label| classifier.classes().binary_search(label).ok())
-        .collect()
-}
-
-/// Loss and accuracy of a head on `images`, at the temperature that suits it best, as it would be
-/// calibrated. No images count as perfect: without a held-back image nothing can be seen to improve.
-pub(super) fn quality(
-    encoded: &Encoded<'_>,
-    images: &[usize],
-    head: &Classifier,
-    features: &Features,
-) -> Result<Quality, HeadError> {
-    let width = head.classes().len();
-    let mut held_out = scored(encoded, images, head, features)?;
-    let Some(temperature) = held_out.temperature(width)? else {
-        return Ok(Quality {
-            loss: 0.0,
-            accuracy: 1.0,
-        });
-    };
-    let (mut loss, mut right) = (0.0, 0usize);
-    for (scores, &class) in held_out
-        .scores
-        .chunks_exact_mut(width)
-        .zip(&held_out.classes)
-    {
-        let best = (0..width).max_by(|&a, &b| scores[a].total_cmp(&scores[b]));
-        right += usize::from(best == Some(class));
-        loss += cross_entropy(scores, class, temperature.value);
-    }
-    let n = held_out.classes.len() as f64;
-    Ok(Quality {
-        loss: loss / n,
-        accuracy: right as f64 / n,
-    })
 }
 
 /// The temperature at which the heads of the two halves, each on the other half, fit best.
 pub(super) fn crossfit_temperature(
-    encoded: &Encoded<'_>,
     halves: &[Vec<usize>; 2],
-    known: &Statistics,
+    heads: &mut Heads<'_>,
+    held_out: &mut HeldOut<'_>,
+    trainer: &mut Trainer<'_>,
+    learned: (&Adapters, Phase),
     features: &Features,
     shrinkage: f32,
 ) -> Result<f32, FitError> {
@@ -244,14 +383,14 @@ pub(super) fn crossfit_temperature(
         if other.is_empty() {
             continue;
         }
-        let head = head_of(encoded, other, known, features, shrinkage)?;
-        let held_out = scored(encoded, images_of, &head, features)?;
+        let head = heads.fit_in(trainer, learned, other, features, shrinkage)?;
+        held_out.score(images_of, head, features)?;
         if let Some(fit) = held_out.temperature(head.classes().len())? {
             log_sum += f64::from(fit.value).ln() * f64::from(fit.images);
             images += fit.images;
         }
     }
-    let parts = known.layout().parts as f32;
+    let parts = heads.fitted().layout().parts as f32;
     Ok(match images {
         0 => parts,
         n => (log_sum / f64::from(n)).exp() as f32,

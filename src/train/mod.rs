@@ -9,6 +9,7 @@ pub mod judge;
 pub mod objective;
 pub mod parameters;
 pub mod plan;
+pub mod saved;
 pub mod selection;
 pub mod stack;
 pub mod trainer;

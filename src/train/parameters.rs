@@ -76,12 +76,8 @@ impl Parameters {
         &mut self.values
     }
 
-    /// Takes over the values of `other`, without allocating.
-    ///
-    /// # Panics
-    /// When `other` has another layout.
-    pub fn copy_from(&mut self, other: &Self) {
-        self.values.copy_from_slice(&other.values);
+    pub fn values(&self) -> &[f32] {
+        &self.values
     }
 
     /// Rank r_t of M and N.
@@ -176,13 +172,17 @@ impl Parameters {
     /// [`super::stack::StackShape::gradient_len`] says: with `C = C_old + M N^T`, `dM = dC N` and
     /// `dN = dC^T M`, each column times its gate.
     ///
+    /// The bases' is the adapters' own; that of M and N is written to `work`, of
+    /// [`Parameters::chain_len`] floats.
+    ///
     /// # Panics
     /// When a slice has another length than its layout says.
-    pub fn chain(&self, adapter_gradient: &[f32], gradient: &mut [f32]) {
-        assert_eq!(gradient.len(), self.values.len());
+    pub fn chain<'g>(&self, adapter_gradient: &'g [f32], work: &'g mut [f32]) -> &'g [f32] {
         match self.phase {
-            Phase::Bases => gradient.copy_from_slice(adapter_gradient),
+            Phase::Bases => adapter_gradient,
             Phase::Cores => {
+                let gradient = work;
+                assert_eq!(gradient.len(), self.values.len());
                 let (r, t) = (self.rank, self.task_rank);
                 let (cores, prompts) = adapter_gradient.split_at(self.sites * r * r);
                 let (sites, d_prompts) = gradient.split_at_mut(self.prompts_start());
@@ -204,7 +204,16 @@ impl Parameters {
                         row.iter_mut().zip(&self.gates).for_each(|(d, g)| *d *= g);
                     }
                 }
+                gradient
             }
+        }
+    }
+
+    /// Floats that [`Parameters::chain`] works in.
+    pub fn chain_len(&self) -> usize {
+        match self.phase {
+            Phase::Bases => 0,
+            Phase::Cores => self.values.len(),
         }
     }
 

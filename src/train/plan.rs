@@ -16,8 +16,8 @@ use crate::vit::{Geometry, Pixels};
 /// `learn` without `--budget`: 8 MiB.
 pub const DEFAULT_BUDGET: usize = 8 << 20;
 
-/// Images of a class whose features are in memory while the head learns them.
-pub const FEATURE_WINDOW: usize = 4;
+/// Bytes of an image in the lists that training draws from.
+const IMAGE_BYTES: usize = 128;
 
 /// What is to be trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +36,8 @@ pub struct Demand {
     pub taps: Vec<usize>,
     /// Classes the head knows in the end.
     pub classes: usize,
+    /// Images of the task.
+    pub images: usize,
     /// Images of a step.
     pub batch: usize,
     /// Threads to work with.
@@ -61,6 +63,10 @@ pub struct Plan {
     /// Stacks that run at the same time. Threads beyond them share the large products.
     pub workers: usize,
     pub stack: StackShape,
+    /// What is learned.
+    pub phase: Phase,
+    /// Classes the head knows in the end.
+    pub classes: usize,
     pub buffers: Vec<PlannedBuffer>,
 }
 
@@ -112,6 +118,8 @@ impl Plan {
                     budget,
                     workers: candidate.workers,
                     stack: candidate.stack,
+                    phase: demand.phase,
+                    classes: demand.classes,
                     buffers,
                 };
                 best = Some((cost, plan));
@@ -368,21 +376,17 @@ fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuffer> {
 
     let sites = demand.sites();
     list.floats("adapters: bases", &[sites, 2, dim, rank], 1);
-    list.floats(
-        "adapters: cores and drift guard",
-        &[sites, 2, rank, rank],
-        1,
-    );
+    let name = "adapters: cores and drift guard, and as they were";
+    list.floats(name, &[3, sites, 2, rank, rank], 1);
     if demand.prompts > 0 {
-        list.floats("prompts", &[demand.prompts, dim], 1);
+        list.floats("prompts, and as they were", &[3, demand.prompts, dim], 1);
     }
-    if demand.phase == Phase::Cores {
-        list.floats(
-            "M and N of every site, and their gradient",
-            &[2, demand.learned()],
-            1,
-        );
-    }
+    let copies = match demand.phase {
+        Phase::Bases => 1,
+        // M and N, and their gradient.
+        Phase::Cores => 2,
+    };
+    list.floats("what is learned", &[copies, demand.learned()], 1);
     list.floats("Adam moments", &[2, demand.learned()], 1);
 
     let parts = 2 * demand.taps.len();
@@ -390,27 +394,34 @@ fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuffer> {
     if demand.phase == Phase::Cores {
         list.floats("head: scatter of one part, known", &[packed], 1);
     }
-    list.floats("head: scatter of one part, half a task", &[packed], 1);
+    // Heads are fitted between steps, in memory of the first worker.
+    let arena: usize = wide.iter().map(Buffer::len).sum();
+    let gradient = demand.gradient();
+    let name = "head: scatter of one part, half a task, beyond the gradient's memory";
+    list.floats(name, &[packed.saturating_sub(gradient)], 1);
+    let name = "head: covariance of one part, beyond the stack's memory";
+    list.floats(name, &[(dim * dim).saturating_sub(arena)], 1);
+    list.floats("head: solving", &[head::solver_floats(dim)], 1);
     list.floats("head: class means", &[demand.classes, width], 1);
     list.floats(
         "head: weights and offsets",
         &[demand.classes, width + parts],
         1,
     );
-    list.floats("head: centre", &[width], 1);
-    list.floats("head: feature window", &[FEATURE_WINDOW, width], 1);
-    // Heads are fitted between steps, in the memory of a stack.
-    let arena: usize = wide.iter().map(Buffer::len).sum();
-    let solving = dim * dim + head::solver_floats(dim);
+    list.floats("head: centre, and features of an image", &[2, width], 1);
     list.add(
-        "head: covariance and solving, beyond what a stack lends",
-        format!("[{solving} - {}] f32", arena.min(solving)),
-        4 * solving.saturating_sub(arena),
+        "lists and scores of images",
+        format!(
+            "[{}, {} bytes]",
+            demand.images,
+            IMAGE_BYTES + 4 * demand.classes
+        ),
+        demand.images * (IMAGE_BYTES + 4 * demand.classes),
     );
     list.add(
-        "cache windows",
-        format!("{} of 24 KiB", demand.threads),
-        demand.threads * (24 << 10),
+        per_worker("cache window"),
+        "24 KiB".to_owned(),
+        workers * (24 << 10),
     );
     list.0
 }
@@ -465,6 +476,7 @@ mod tests {
             rank: 16,
             taps: vec![6, 8, 10, 11, 12],
             classes: 10,
+            images: 200,
             batch: 16,
             threads,
             phase: Phase::Bases,

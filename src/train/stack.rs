@@ -180,6 +180,18 @@ impl<'w> Stack<'w> {
         &self.shape
     }
 
+    /// Lends the arena while nothing runs.
+    pub(super) fn lend(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.arena)
+    }
+
+    /// Takes the arena back. What it holds is not read before it is written.
+    pub(super) fn give_back(&mut self, mut arena: Vec<f32>) {
+        let places = self.shape.places();
+        arena.resize(places[places.len() - 1].end, 0.0);
+        self.arena = arena;
+    }
+
     /// Where the cached tokens `[T_cached, D]` of image `index` of the coming batch belong: the
     /// caller writes them here, then calls [`Stack::forward`].
     pub fn input(&mut self, index: usize) -> &mut [f32] {

@@ -1,12 +1,14 @@
 //! Workers, each with an adapted stack of its own, over the encoded images of a task.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::objective::cross_entropy;
 use super::plan::Plan;
 use super::stack::{Phase, Stack};
 use crate::adapt::Adapters;
-use crate::data::{CacheError, PrefixCache};
+use crate::data::{CacheError, PrefixCache, RowFile};
 use crate::head::{ClassId, Classifier, HeadError};
 use crate::vit::Weights;
 
@@ -25,32 +27,68 @@ pub struct Encoded<'a> {
     pub validation: &'a [usize],
 }
 
-/// Features of every image of a task, `[images, F]`, kept current while training.
-#[derive(Debug, Clone)]
-pub struct Features {
-    width: usize,
-    values: Vec<f32>,
-}
+/// Features of every image of a task, `[images, F]`, kept current while training. They wait in a
+/// file: 15 KB an image at the default settings would soon be more than all the rest.
+#[derive(Debug)]
+pub struct Features(RowFile);
 
 impl Features {
-    pub fn new(images: usize, width: usize) -> Self {
-        Self {
-            width,
-            values: vec![0.0; images * width],
-        }
+    /// Zeros.
+    ///
+    /// # Errors
+    /// When there is no room for the file.
+    pub fn new(images: usize, width: usize) -> Result<Self, CacheError> {
+        RowFile::create(images, width).map(Self)
     }
 
     /// Floats in one image's features.
     pub fn width(&self) -> usize {
-        self.width
+        self.0.width()
     }
 
-    pub fn of(&self, image: usize) -> &[f32] {
-        &self.values[image * self.width..(image + 1) * self.width]
+    /// Reads the features of one image, `[F]`.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn read(&self, image: usize, out: &mut [f32]) -> Result<(), CacheError> {
+        self.0.read(image, 0..self.width(), out)
     }
 
-    pub fn of_mut(&mut self, image: usize) -> &mut [f32] {
-        &mut self.values[image * self.width..(image + 1) * self.width]
+    /// Reads some columns of the features of one image.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn read_part(
+        &self,
+        image: usize,
+        columns: Range<usize>,
+        out: &mut [f32],
+    ) -> Result<(), CacheError> {
+        self.0.read(image, columns, out)
+    }
+
+    /// Reads the features of the first `images` images, `[images, F]`.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn rows(&self, images: usize) -> Result<Vec<f32>, CacheError> {
+        let mut rows = vec![0.0; images * self.width()];
+        for (image, row) in rows.chunks_exact_mut(self.width()).enumerate() {
+            self.read(image, row)?;
+        }
+        Ok(rows)
+    }
+
+    fn write(&self, image: usize, features: &[f32]) -> Result<(), CacheError> {
+        self.0.write(image, 0, features)
+    }
+
+    /// The features as they are now, to compare with later.
+    ///
+    /// # Errors
+    /// When there is no room for another file.
+    pub fn snapshot(&self) -> Result<Self, CacheError> {
+        self.0.copy().map(Self)
     }
 }
 
@@ -59,7 +97,7 @@ struct Worker<'w> {
     stack: Stack<'w>,
     /// Gradient of the adapters over this worker's share of a batch.
     gradient: Vec<f32>,
-    /// Features of its images, `[share, F]`.
+    /// Features of a micro-batch, `[images, F]`.
     features: Vec<f32>,
     /// What the stack makes of a micro-batch, `[images, F_stack]`, and the gradient of that.
     stacked: Vec<f32>,
@@ -121,6 +159,13 @@ pub struct Target<'a> {
     pub phase: Phase,
 }
 
+/// Memory of the first worker that nobody needs between steps: its stack's arena, and its gradient.
+#[derive(Debug, Default)]
+pub(super) struct Loan {
+    pub arena: Vec<f32>,
+    pub gradient: Vec<f32>,
+}
+
 /// The workers of a plan, and the images they work on.
 pub struct Trainer<'a> {
     pool: &'a rayon::ThreadPool,
@@ -154,18 +199,16 @@ impl<'a> Trainer<'a> {
         let shape = &plan.stack;
         let share = batch.div_ceil(plan.workers).max(1);
         let width = encoded.cache.pooled() + shape.features();
-        let longest = shape
-            .gradient_len(adapters, Phase::Bases)
-            .max(shape.gradient_len(adapters, Phase::Cores));
+        let gradient = shape.gradient_len(adapters, plan.phase);
         let workers = (0..plan.workers)
             .map(|_| Worker {
                 stack: Stack::new(weights, shape.clone()),
-                gradient: vec![0.0; longest],
-                features: vec![0.0; share * width],
+                gradient: vec![0.0; gradient],
+                features: vec![0.0; shape.images * width],
                 stacked: vec![0.0; shape.images * shape.features()],
                 d_stacked: vec![0.0; shape.images * shape.features()],
                 d_row: vec![0.0; width],
-                scores: Vec::new(),
+                scores: Vec::with_capacity(plan.classes),
                 loss: 0.0,
                 scored: 0,
             })
@@ -179,12 +222,35 @@ impl<'a> Trainer<'a> {
         }
     }
 
+    /// The threads it works with.
+    pub(super) fn pool(&self) -> &'a rayon::ThreadPool {
+        self.pool
+    }
+
+    /// Lends memory until it is [given back](Trainer::give_back).
+    pub(super) fn lend(&mut self) -> Loan {
+        let worker = &mut self.workers[0];
+        Loan {
+            arena: worker.stack.lend(),
+            gradient: std::mem::take(&mut worker.gradient),
+        }
+    }
+
+    /// Takes lent memory back, whatever is in it now.
+    pub(super) fn give_back(&mut self, adapters: &Adapters, phase: Phase, mut loan: Loan) {
+        let gradient = self.gradient_len(adapters, phase);
+        loan.gradient.resize(gradient, 0.0);
+        let worker = &mut self.workers[0];
+        worker.stack.give_back(loan.arena);
+        worker.gradient = loan.gradient;
+    }
+
     /// The images it works on.
     pub fn encoded(&self) -> &'a Encoded<'a> {
         self.encoded
     }
 
-    /// Floats in the gradient that [`Trainer::gradient`] fills.
+    /// Floats in the gradient that [`Trainer::gradient`] returns.
     pub fn gradient_len(&self, adapters: &Adapters, phase: Phase) -> usize {
         self.workers[0].stack.shape().gradient_len(adapters, phase)
     }
@@ -202,7 +268,7 @@ impl<'a> Trainer<'a> {
         &mut self,
         images: &[usize],
         adapters: &Adapters,
-        features: &mut Features,
+        features: &Features,
     ) -> Result<(), FitError> {
         for images in images.chunks(self.share * self.workers.len()) {
             self.step(images, adapters, features, None)?;
@@ -243,10 +309,10 @@ impl<'a> Trainer<'a> {
         &mut self,
         images: &[usize],
         adapters: &Adapters,
-        features: &mut Features,
+        features: &Features,
         target: Option<&Target<'_>>,
     ) -> Result<(), FitError> {
-        let (share, width) = (self.share, self.width);
+        let share = self.share;
         let encoded = self.encoded;
         let workers = &mut self.workers;
         self.pool.install(|| {
@@ -254,20 +320,14 @@ impl<'a> Trainer<'a> {
                 .par_iter_mut()
                 .zip(images.par_chunks(share))
                 .try_for_each(|(worker, images)| {
-                    worker.run(images, encoded, adapters, width, target)
+                    worker.run(images, encoded, adapters, features, target)
                 })
-        })?;
-        for (worker, images) in self.workers.iter().zip(images.chunks(share)) {
-            for (&image, row) in images.iter().zip(worker.features.chunks_exact(width)) {
-                features.of_mut(image).copy_from_slice(row);
-            }
-        }
-        Ok(())
+        })
     }
 
-    /// One training step: mean gradient of the batch over the images the head could score, in the
-    /// adapters' layout, and the summed loss. Workers are added in a fixed order, so that a number
-    /// of threads always gives the same result.
+    /// One training step: the summed loss, and the mean gradient of the batch over the images the
+    /// head could score, in the adapters' layout. Workers are added in a fixed order, so that a
+    /// number of threads always gives the same result.
     ///
     /// # Errors
     /// When the prefix cache cannot be read or a feature is not a finite number.
@@ -275,21 +335,22 @@ impl<'a> Trainer<'a> {
         &mut self,
         images: &[usize],
         adapters: &Adapters,
-        features: &mut Features,
+        features: &Features,
         target: &Target<'_>,
-        gradient: &mut [f32],
-    ) -> Result<f64, FitError> {
+    ) -> Result<(f64, &mut [f32]), FitError> {
         self.step(images, adapters, features, Some(target))?;
-        let busy = images.len().div_ceil(self.share);
-        let workers = &self.workers[..busy];
-        let scored: usize = workers.iter().map(|w| w.scored).sum();
-        gradient.fill(0.0);
-        for worker in workers {
-            add(gradient, &worker.gradient[..gradient.len()]);
+        let used = self.gradient_len(adapters, target.phase);
+        let busy = images.len().div_ceil(self.share).max(1);
+        let scored: usize = self.workers[..busy].iter().map(|w| w.scored).sum();
+        let loss = self.workers[..busy].iter().map(|w| w.loss).sum();
+        let (first, others) = self.workers[..busy].split_at_mut(1);
+        let gradient = &mut first[0].gradient[..used];
+        for worker in others {
+            add(gradient, &worker.gradient[..used]);
         }
         let scale = 1.0 / scored.max(1) as f32;
         gradient.iter_mut().for_each(|g| *g *= scale);
-        Ok(workers.iter().map(|w| w.loss).sum())
+        Ok((loss, gradient))
     }
 }
 
@@ -303,9 +364,10 @@ impl Worker<'_> {
         images: &[usize],
         encoded: &Encoded<'_>,
         adapters: &Adapters,
-        width: usize,
+        features: &Features,
         target: Option<&Target<'_>>,
     ) -> Result<(), FitError> {
+        let width = features.width();
         let micro = self.stack.shape().images;
         let stacked = self.stack.shape().features();
         let lower = width - stacked;
@@ -316,10 +378,8 @@ impl Worker<'_> {
             self.gradient[..used].fill(0.0);
             self.scores.resize(target.head.classes(), 0.0);
         }
-        for (images, rows) in images
-            .chunks(micro)
-            .zip(self.features.chunks_mut(micro * width))
-        {
+        for images in images.chunks(micro) {
+            let rows = &mut self.features[..images.len() * width];
             for (slot, &image) in images.iter().enumerate() {
                 let pooled = &mut rows[slot * width..slot * width + lower];
                 let record = encoded.records[image];
@@ -327,8 +387,10 @@ impl Worker<'_> {
             }
             let made = &mut self.stacked[..images.len() * stacked];
             self.stack.forward(adapters, images.len(), made);
-            for (row, made) in rows.chunks_exact_mut(width).zip(made.chunks_exact(stacked)) {
+            let made = made.chunks_exact(stacked);
+            for ((row, made), &image) in rows.chunks_exact_mut(width).zip(made).zip(images) {
                 row[lower..].copy_from_slice(made);
+                features.write(image, row)?;
             }
             let Some(target) = target else {
                 continue;
@@ -386,6 +448,6 @@ impl Worker<'_> {
 pub enum FitError {
     #[error(transparent)]
     Head(#[from] HeadError),
-    #[error("cannot read the prefix cache back: {0}")]
+    #[error("cannot keep or read back what training works on: {0}")]
     Cache(#[from] CacheError),
 }

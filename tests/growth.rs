@@ -1,0 +1,144 @@
+//! Cost as work grows: 200 synthetic tasks on a small ViT. State grows by a constant a task and
+//! class, and the hundredth task is learned in as many steps as the second. Times are printed, not
+//! asserted: `cargo test --test growth -- --nocapture`.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use fledge::data::PrefixCache;
+use fledge::learner::{AdaptBlocks, EncodedClass, EncodedTask, Setup};
+use fledge::vit::{Preprocessing, Weights, import};
+use fledge::{LearnSettings, Learner, Progress, Stage, state};
+
+const TASKS: usize = 200;
+const CLASSES: usize = 2;
+const IMAGES: usize = 6;
+
+/// Counts trained images.
+#[derive(Default)]
+struct Steps(AtomicUsize);
+
+impl Progress for Steps {
+    fn begin(&self, _: Stage, _: usize) {}
+    fn advance(&self, steps: usize) {
+        self.0.fetch_add(steps, Ordering::Relaxed);
+    }
+    fn finish(&self) {}
+    fn warn(&self, _: &str) {}
+}
+
+fn learner(folder: &Path) -> Learner {
+    let file = folder.join("small.weights");
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/onnx");
+    let export = fixtures.join("timm_vit_opset14.onnx");
+    import::import(&export, Preprocessing::HALF, &file).unwrap();
+    let setup = Setup {
+        resolution: 28,
+        adapt_blocks: AdaptBlocks::Last(1),
+        rank: 4,
+        seed: 1,
+        ..Setup::default()
+    };
+    Learner::new(Weights::open(&file).unwrap(), "small", &setup, 2).unwrap()
+}
+
+/// The prefix's output for every image of every task: a pattern of the class with noise on it.
+fn encoded(learner: &Learner) -> PrefixCache {
+    let geometry = learner.weights().geometry();
+    let tokens = geometry.tokens(28);
+    let knowledge = learner.knowledge();
+    let lower = knowledge
+        .taps
+        .iter()
+        .filter(|&&tap| tap <= knowledge.first_adapted);
+    let pooled = 2 * lower.count() * geometry.dim;
+    let images = TASKS * CLASSES * IMAGES;
+    let cache = PrefixCache::create(None, images, tokens, geometry.dim, pooled).unwrap();
+    for image in 0..images {
+        let class = image / IMAGES;
+        let number = |k: usize| {
+            let pattern = ((class * 7919 + k * 104_729) % 1009) as f32 / 1009.0 - 0.5;
+            let noise = ((image * 31_337 + k * 7_127) % 997) as f32 / 997.0 - 0.5;
+            pattern + 0.3 * noise
+        };
+        let stream: Vec<f32> = (0..tokens * geometry.dim).map(number).collect();
+        let features: Vec<f32> = (0..pooled).map(number).collect();
+        cache.write(image, &stream, &features).unwrap();
+    }
+    cache
+}
+
+#[test]
+fn two_hundred_tasks_cost_a_constant_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut learner = learner(folder.path());
+    let cache = encoded(&learner);
+    let mut settings = LearnSettings {
+        rank: Some(4),
+        ..LearnSettings::default()
+    };
+    (settings.fit.epochs, settings.fit.core_epochs) = (1, 1);
+    let (mut bytes, mut steps) = (
+        vec![state::encode(learner.knowledge()).unwrap().len()],
+        Vec::new(),
+    );
+    eprintln!("task  learn ms  state bytes  added  classify ms an image");
+    for task in 0..TASKS {
+        let classes = (0..CLASSES).map(|class| {
+            let first = (task * CLASSES + class) * IMAGES;
+            EncodedClass {
+                name: format!("class {:04}", task * CLASSES + class),
+                training: (first..first + IMAGES - 2).collect(),
+                validation: (first + IMAGES - 2..first + IMAGES).collect(),
+            }
+        });
+        let task = EncodedTask {
+            name: format!("task {task:04}"),
+            cache: &cache,
+            classes: classes.collect(),
+        };
+        let counted = Steps::default();
+        let start = Instant::now();
+        learner.learn_encoded(&task, &settings, &counted).unwrap();
+        let learned = start.elapsed();
+        steps.push(counted.0.load(Ordering::Relaxed));
+        bytes.push(state::encode(learner.knowledge()).unwrap().len());
+        let done = steps.len();
+        if done % 20 == 0 || done == 2 {
+            let start = Instant::now();
+            let records = [0, 1, 2, 3];
+            learner.classify_encoded(&cache, &records).unwrap();
+            eprintln!(
+                "{done:>4}  {:>8.1}  {:>11}  {:>5}  {:>8.2}",
+                1e3 * learned.as_secs_f64(),
+                bytes[done],
+                bytes[done] - bytes[done - 1],
+                1e3 * start.elapsed().as_secs_f64() / records.len() as f64
+            );
+        }
+    }
+    assert_eq!(
+        steps[99], steps[1],
+        "the hundredth task takes other steps than the second"
+    );
+    let added: Vec<usize> = bytes.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    // A task whose update is kept adds its cores, another does not; names and numbers are as long.
+    let (least, most) = (
+        added[1..].iter().min().unwrap(),
+        added[1..].iter().max().unwrap(),
+    );
+    let of = |range: std::ops::Range<usize>| {
+        let tasks = range.len() as f64;
+        added[range].iter().sum::<usize>() as f64 / tasks
+    };
+    assert!(
+        *most < least + least / 2,
+        "a task adds {least} to {most} bytes"
+    );
+    let (early, late) = (of(1..50), of(150..200));
+    assert!(
+        (late - early).abs() < 0.05 * early,
+        "{early} bytes a task early, {late} late"
+    );
+}
