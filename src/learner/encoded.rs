@@ -262,11 +262,7 @@ impl Learner {
             progress.finish();
         }
         let epochs = fitted.as_ref().map_or(0, |f| f.epochs);
-        // The features must never get worse than the frozen model's: an update that does not help
-        // on the held-back images is dropped.
-        let kept = fitted
-            .as_ref()
-            .is_some_and(|f| f.improved && f.after.at_least(&f.before));
+        let kept = fitted.as_ref().is_some_and(|fitted| fitted.kept);
         let mut cores = Vec::new();
         let mut parameters_added = 0;
         let choice = fitted.as_ref().and_then(|fitted| fitted.choice.clone());

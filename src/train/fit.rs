@@ -41,7 +41,7 @@ pub struct FitSettings {
     pub prompt_rate: f32,
     /// Weight of the drift guard.
     pub guard: f32,
-    /// Epochs without a better validation loss before training stops.
+    /// Epochs of a later task without a better validation loss before its training stops.
     pub patience: usize,
     /// Shrinkage of the head's covariance towards its trace, once trained.
     pub shrinkage: f32,
@@ -79,7 +79,7 @@ impl Default for FitSettings {
     }
 }
 
-/// What training a task led to: the best parameters seen after an epoch, by validation loss.
+/// What training a task led to.
 #[derive(Debug)]
 pub struct Fitted {
     /// Numbers learned beside the prompts.
@@ -88,17 +88,16 @@ pub struct Fitted {
     pub cores: Vec<TaskCore>,
     /// How the rank was chosen, where it was.
     pub choice: Option<RankChoice>,
-    /// Whether validation with them has a lower loss than before.
-    pub improved: bool,
+    /// Whether the held-back images speak for them: for a first task not clearly against them, as
+    /// its bases serve all later classes too; for a later one a lower loss and no lower accuracy.
+    pub kept: bool,
     /// Epochs that ran.
     pub epochs: usize,
-    /// Validation before the first epoch and with the best parameters.
-    pub before: Quality,
-    pub after: Quality,
 }
 
-/// Trains `adapters` on the task until validation stops improving, and leaves the best parameters in
-/// them. `features` holds every image's features with `adapters`, and in the end those of the last
+/// Trains `adapters` on the task and leaves in them the parameters of a first task's last epoch, or of a
+/// later task's best epoch by validation loss, whose training stops when it no longer improves.
+/// `features` holds every image's features with `adapters`, and in the end those of the last
 /// epoch.
 ///
 /// # Errors
@@ -287,7 +286,9 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                     continue;
                 }
             }
-            if now.loss < lowest {
+            // How well a first task's own classes are told apart says little about how well its
+            // bases serve the classes to come, so all its epochs run and the last one stands.
+            if now.loss < lowest || self.phase == Phase::Bases {
                 lowest = now.loss;
                 after = Some(now);
                 self.best.write(0, 0, self.parameters.values())?;
@@ -304,10 +305,11 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             parameters_added: self.parameters.prompts_start(),
             cores: self.parameters.task_cores(),
             choice: self.selection.and_then(|selection| selection.finish(rank)),
-            improved: lowest < before.loss,
+            kept: after.is_some_and(|after| match self.phase {
+                Phase::Bases => after.not_clearly_below(&before),
+                Phase::Cores => after.loss < before.loss && after.at_least(&before),
+            }),
             epochs,
-            before,
-            after: after.unwrap_or(before),
         })
     }
 

@@ -19,9 +19,19 @@ pub struct Quality {
     pub loss: f64,
     /// Share of images whose best score is their class.
     pub accuracy: f64,
+    /// Images that were judged.
+    pub images: usize,
 }
 
 impl Quality {
+    /// Whether images were judged and the accuracy is at most one standard error of a share,
+    /// `sqrt(p (1 - p) / n)`, below that of `other`: within what chance does.
+    pub fn not_clearly_below(&self, other: &Self) -> bool {
+        let p = other.accuracy;
+        let error = (p * (1.0 - p) / other.images.max(1) as f64).sqrt();
+        other.images > 0 && self.accuracy >= p - error
+    }
+
     /// Whether these figures are no worse than `other`: accuracy first, loss to break a tie.
     pub fn at_least(&self, other: &Self) -> bool {
         self.accuracy > other.accuracy
@@ -341,6 +351,7 @@ impl<'a> HeldOut<'a> {
             return Ok(Quality {
                 loss: 0.0,
                 accuracy: 1.0,
+                images: 0,
             });
         };
         let (mut loss, mut right) = (0.0, 0usize);
@@ -353,6 +364,7 @@ impl<'a> HeldOut<'a> {
         Ok(Quality {
             loss: loss / n,
             accuracy: right as f64 / n,
+            images: self.classes.len(),
         })
     }
 }
