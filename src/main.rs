@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    cli::memory::keep_one_heap_under_a_limit();
     let arguments = cli::args::Arguments::parse_from(cli::args::as_called(std::env::args_os()));
     match cli::run(arguments) {
         Ok(cli::Outcome::Done) => ExitCode::SUCCESS,

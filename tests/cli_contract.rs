@@ -43,7 +43,7 @@ fn help_lists_every_command_and_succeeds() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     for command in [
-        "model", "learn", "score", "classify", "forget", "state", "demo",
+        "model", "learn", "score", "classify", "watch", "forget", "state", "config", "demo",
     ] {
         assert!(
             stdout(&output).contains(command),
@@ -55,7 +55,7 @@ fn help_lists_every_command_and_succeeds() {
 
 #[test]
 fn every_command_has_help_with_its_flags() {
-    let flags: [(&[&str], &[&str]); 8] = [
+    let flags: [(&[&str], &[&str]); 10] = [
         (&["model", "get"], &["--from"]),
         (&["model", "check"], &["--json", "FILE.onnx"]),
         (
@@ -81,6 +81,14 @@ fn every_command_has_help_with_its_flags() {
         ),
         (&["forget"], &["--class", "--task", "--state", "--json"]),
         (&["state", "show"], &["--state", "--json", "learned.fledge"]),
+        (
+            &["watch"],
+            &["--camera", "--state", "--frames", "--every", "--json"],
+        ),
+        (
+            &["config", "show"],
+            &["--config", "FLEDGE_CONFIG", "--json"],
+        ),
         (&["demo"], &["--keep"]),
     ];
     for (command, flags) in flags {

@@ -81,7 +81,7 @@ pub(super) fn tightest(root: &Path) -> Option<MemoryLimit> {
 }
 
 /// From `/proc/self/limits` and `/proc/self/status`.
-fn address_space(root: &Path) -> Option<MemoryLimit> {
+pub(super) fn address_space(root: &Path) -> Option<MemoryLimit> {
     let limits = fs::read_to_string(root.join("proc/self/limits")).ok()?;
     let soft = limits
         .lines()

@@ -53,6 +53,11 @@ impl Machine {
         Thermometer::find(&self.root.join("sys/class/thermal"))
     }
 
+    /// The bound on this process's address space, `ulimit -v`.
+    pub fn address_space_limit(&self) -> Option<MemoryLimit> {
+        memory::address_space(&self.root)
+    }
+
     /// The tightest bound on this process's memory; `None` where nothing bounds it.
     pub fn memory_limit(&self) -> Option<MemoryLimit> {
         memory::tightest(&self.root)

@@ -6,9 +6,11 @@ use std::fmt;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
+use fledge::camera::Source;
 use fledge::eval::{Method, Protocol};
 use fledge::learner::DEFAULT_FALSE_ALARMS;
 
@@ -25,6 +27,9 @@ use fledge::learner::DEFAULT_FALSE_ALARMS;
                   Imported models are kept in $FLEDGE_HOME (default: the platform's data folder)."
 )]
 pub struct Arguments {
+    /// Settings of this machine; flags win over them. The keys: fledge config show
+    #[arg(long, value_name = "FILE", env = "FLEDGE_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -46,13 +51,21 @@ pub enum Command {
     Classify(ClassifyArguments),
     /// Forget classes, or everything that one task taught
     Forget(ForgetArguments),
+    /// Say what a camera sees, picture after picture, until stopped
+    Watch(WatchArguments),
     /// Look at what has been learned
     #[command(subcommand)]
     State(StateCommand),
+    /// Look at the settings of this machine
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Compare methods on a benchmark: accuracy, forgetting and cost over a sequence of tasks
     Eval(EvalArguments),
     /// Tell the story of the robin and the sparrow, with birds that fledge draws itself
     Demo(DemoArguments),
+    /// Write the manual pages and the shells' completions into a folder
+    #[command(hide = true)]
+    Manual(ManualArguments),
 }
 
 #[derive(Debug, Subcommand)]
@@ -83,14 +96,9 @@ pub struct ModelCheckArguments {
 /// Where what is learned is kept.
 #[derive(Debug, Args)]
 pub struct StateArgument {
-    /// File that holds everything learned
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "FLEDGE_STATE",
-        default_value = "./learned.fledge"
-    )]
-    pub state: PathBuf,
+    /// File that holds everything learned [default: the configured one, or ./learned.fledge]
+    #[arg(long, value_name = "FILE", env = "FLEDGE_STATE")]
+    pub state: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -112,8 +120,9 @@ pub struct LearnArguments {
     pub adapt_blocks: Option<AdaptBlocks>,
     /// Rank of what this task adds to each adapted matrix: 1 to 64, or "auto" to choose it while
     /// training. A first task makes the bases that later ranks are limited by: of this rank, or 16
-    #[arg(long, value_name = "auto|R", default_value = "auto")]
-    pub rank: Rank,
+    /// [default: the configured one, or auto]
+    #[arg(long, value_name = "auto|R")]
+    pub rank: Option<Rank>,
     /// Prompt tokens that all tasks share; 0 for none [default: the state file's, or 8]
     #[arg(long, value_name = "M", value_parser = RangedU64ValueParser::<usize>::new().range(0..=64))]
     pub prompts: Option<usize>,
@@ -124,12 +133,13 @@ pub struct LearnArguments {
     #[arg(long, conflicts_with = "epochs")]
     pub instant: bool,
     /// Most memory that training may take beyond the frozen model, in bytes or with a unit
-    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
-    pub budget: Budget,
+    /// [default: the configured one, or 8MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub budget: Option<Budget>,
     /// Seed of everything random; the same seed and thread count give the same result
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Threads to work with [default: one a core]
+    /// Threads to work with [default: the configured number, or one a core]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// Print one JSON object; accuracies are fractions from 0 to 1
@@ -182,9 +192,10 @@ pub struct PlanArguments {
     #[arg(long, value_name = "N", default_value = "200")]
     pub images: NonZeroUsize,
     /// Most memory that training may take beyond the frozen model, in bytes or with a unit
-    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
-    pub budget: Budget,
-    /// Threads to work with [default: one a core]
+    /// [default: the configured one, or 8MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub budget: Option<Budget>,
+    /// Threads to work with [default: the configured number, or one a core]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// Print one JSON object
@@ -201,8 +212,9 @@ pub struct BenchArguments {
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// Most memory that training steps may take beyond the frozen model, in bytes or with a unit
-    #[arg(long, value_name = "SIZE", default_value = "8MiB")]
-    pub budget: Budget,
+    /// [default: the configured one, or 8MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub budget: Option<Budget>,
     /// Time for each measurement
     #[arg(long, value_name = "SECONDS", default_value = "2")]
     pub seconds: NonZeroUsize,
@@ -260,6 +272,54 @@ pub struct ForgetArguments {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct WatchArguments {
+    /// Where pictures come from: dir:FOLDER that another program fills, "cmd:PROGRAM ARGUMENT …"
+    /// that writes JPEGs to its standard output, or - for standard input [default: the configured
+    /// one]
+    #[arg(long, value_name = "SOURCE")]
+    pub camera: Option<Source>,
+    #[command(flatten)]
+    pub state: StateArgument,
+    #[command(flatten)]
+    pub reject: RejectArgument,
+    /// How many of the likeliest classes to list
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub top: NonZeroUsize,
+    /// Stop after this many pictures [default: watch until stopped]
+    #[arg(long, value_name = "N")]
+    pub frames: Option<NonZeroUsize>,
+    /// Least time between two pictures, such as 500ms or 2s
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub every: Duration,
+    /// Give up when a camera program sends no picture for so long
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub patience: Duration,
+    /// Print one JSON object a line; probabilities are fractions from 0 to 1
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every setting that holds without flags, and where it comes from
+    Show(ConfigShowArguments),
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigShowArguments {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ManualArguments {
+    /// The folder, made if it is missing
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -343,7 +403,7 @@ pub struct EvalArguments {
     /// Train each task for at most this many passes
     #[arg(long, value_name = "N")]
     pub epochs: Option<NonZeroUsize>,
-    /// Threads to work with [default: one a core]
+    /// Threads to work with [default: the configured number, or one a core]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// Write the report as one JSON object to this file after every run, or to stdout for "-";

@@ -2,15 +2,22 @@
 //! ([`output`], [`progress`]). It computes nothing itself.
 
 pub mod args;
+pub mod config;
 pub mod demo;
 pub mod eval;
 pub mod heap;
+mod manual;
+pub mod memory;
 pub mod output;
 pub mod progress;
 pub mod run;
 pub mod settings;
+mod watch;
 
-use args::{Arguments, Command, ModelCommand, StateCommand};
+use args::{Arguments, Command, ConfigCommand, ModelCommand, StateCommand};
+use config::{Config, Key};
+use fledge::board::{Cooled, Machine};
+use fledge::progress::Progress;
 use output::emit;
 use progress::Terminal;
 
@@ -25,55 +32,73 @@ pub enum Outcome {
 
 /// Runs one command and writes its result to stdout.
 pub fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
-    let progress = Terminal::new();
+    let machine = Machine::here();
+    let config = Config::load(arguments.config.as_deref(), &machine)?;
+    let terminal = Terminal::new();
+    let cooled = config
+        .get(Key::ThermalCeiling)
+        .map(|ceiling| Cooled::new(&terminal, machine.thermometer(), ceiling));
+    let progress: &dyn Progress = match &cooled {
+        Some(cooled) => cooled,
+        None => &terminal,
+    };
     match arguments.command {
         Command::Model(ModelCommand::Get(get)) => {
-            let settings = settings::ModelGet::resolve(get)?;
-            emit(&run::model_get(&settings, &progress)?, false)
+            let settings = settings::ModelGet::resolve(get, &config)?;
+            emit(&run::model_get(&settings, progress)?, false)
         }
         Command::Model(ModelCommand::Check(check)) => {
-            emit(&run::model_check(&check.file, &progress)?, check.json)
+            emit(&run::model_check(&check.file, progress)?, check.json)
         }
         Command::Learn(learn) => {
             let json = learn.json;
-            let settings = settings::Learn::resolve(learn)?;
-            emit(&run::learn(&settings, &progress)?, json)
+            let settings = settings::Learn::resolve(learn, &config)?;
+            emit(&run::learn(&settings, progress)?, json)
         }
         Command::Plan(plan) => {
             let json = plan.json;
-            emit(&run::plan(&settings::Plan::resolve(plan)?)?, json)
+            emit(&run::plan(&settings::Plan::resolve(plan, &config)?)?, json)
         }
         Command::Bench(bench) => {
             let json = bench.json;
             emit(
-                &run::bench(&settings::Bench::resolve(bench)?, &progress)?,
+                &run::bench(&settings::Bench::resolve(bench, &config)?, progress)?,
                 json,
             )
         }
         Command::Score(score) => {
             let json = score.json;
-            let settings = settings::Score::resolve(score)?;
-            emit(&run::score(&settings, &progress)?, json)
+            let settings = settings::Score::resolve(score, &config)?;
+            emit(&run::score(&settings, progress)?, json)
         }
         Command::Classify(classify) => {
             let json = classify.json;
-            let settings = settings::Classify::resolve(classify)?;
-            emit(&run::classify(&settings, &progress)?, json)
+            let settings = settings::Classify::resolve(classify, &config)?;
+            emit(&run::classify(&settings, progress)?, json)
         }
         Command::Forget(forget) => {
             let json = forget.json;
             emit(
-                &run::forget(&settings::Forget::resolve(forget), &progress)?,
+                &run::forget(&settings::Forget::resolve(forget, &config), progress)?,
                 json,
             )
         }
         Command::State(StateCommand::Show(show)) => {
-            emit(&run::state_show(&show.state.state)?, show.json)
+            let state = config.state(show.state.state);
+            emit(&run::state_show(&state)?, show.json)
         }
+        Command::Watch(watch) => {
+            let settings = settings::Watch::resolve(watch, &config)?;
+            watch::run(&settings, &machine, &terminal)
+        }
+        Command::Config(ConfigCommand::Show(show)) => {
+            emit(&output::ConfigReport::of(&config)?, show.json)
+        }
+        Command::Manual(manual) => manual::write(&manual.folder),
         Command::Eval(eval) => {
-            let settings = settings::Eval::resolve(eval)?;
-            eval::run(&settings, &progress)
+            let settings = settings::Eval::resolve(eval, &config)?;
+            eval::run(&settings, &terminal)
         }
-        Command::Demo(demo) => demo::run(&demo, &progress),
+        Command::Demo(demo) => demo::run(&demo, progress),
     }
 }

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
+use fledge::board::Machine;
 use fledge::data::Skipped;
 use fledge::head::TaskId;
 use fledge::learner::{AdaptBlocks, EncodeError, Recognised, ScoreError, Setup};
@@ -89,12 +91,17 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
     let (mut learner, revision) = match state::read::<Knowledge>(&settings.state) {
         Ok((knowledge, revision)) => {
             refuse_changes(settings, &knowledge)?;
-            let weights = store.open(Some(&knowledge.model.name))?;
+            let name = &knowledge.model.name;
+            check_memory(&store, name, settings.threads, settings.budget)?;
+            let weights = store.open(Some(name))?;
             (Learner::resume(weights, knowledge, threads)?, revision)
         }
         Err(StateError::Missing { .. }) => {
             let name = settings.model.clone();
-            let name = name.unwrap_or_else(|| Description::default_model().name);
+            let name = name
+                .or_else(|| settings.preferred.model.clone())
+                .unwrap_or_else(|| Description::default_model().name);
+            check_memory(&store, &name, settings.threads, settings.budget)?;
             let weights = store.open(Some(&name))?;
             let depth = weights.geometry().depth;
             let learner = Learner::new(weights, &name, &setup(settings, depth), threads)?;
@@ -185,16 +192,24 @@ fn model_name(asked: &Option<String>) -> String {
         .unwrap_or_else(|| Description::default_model().name)
 }
 
-/// What was asked for, and the defaults for the rest.
+/// What was asked for, then what is configured, and the defaults for the rest.
 fn setup(settings: &settings::Learn, depth: usize) -> Setup {
     let defaults = Setup::for_depth(depth);
+    let preferred = &settings.preferred;
     Setup {
-        resolution: settings.resolution.map_or(defaults.resolution, |r| r.get()),
+        resolution: settings
+            .resolution
+            .or(preferred.resolution)
+            .map_or(defaults.resolution, |r| r.get()),
         adapt_blocks: settings
             .adapt_blocks
+            .or(preferred.adapt_blocks)
             .map_or(defaults.adapt_blocks, AdaptBlocks::from),
         rank: settings.rank.unwrap_or(defaults.rank),
-        prompts: settings.prompts.unwrap_or(defaults.prompts),
+        prompts: settings
+            .prompts
+            .or(preferred.prompts)
+            .unwrap_or(defaults.prompts),
         seed: settings.seed,
         ..defaults
     }
@@ -244,11 +259,34 @@ fn refuse_changes(settings: &settings::Learn, knowledge: &Knowledge) -> anyhow::
     Ok(())
 }
 
+/// Least bytes of heap that a command takes besides what training does, and of each thread's stack.
+const HEAP: u64 = 22 << 20;
+const STACK: u64 = 2 << 20;
+
+/// Says now, rather than being ended midway, that a memory limit cannot be met: the weights are
+/// mapped, and `more` bytes are needed beyond what any command takes.
+fn check_memory(
+    store: &ModelStore,
+    model: &str,
+    threads: NonZeroUsize,
+    more: usize,
+) -> anyhow::Result<()> {
+    let Some(limit) = Machine::here().memory_limit() else {
+        return Ok(());
+    };
+    // A model that is not there is an error of its own.
+    let weights = fs::metadata(store.path(model)?).map_or(0, |file| file.len());
+    limit.check(weights, HEAP + STACK * threads.get() as u64 + more as u64)?;
+    Ok(())
+}
+
 /// Opens what was learned, to use it.
-fn open(home: &Path, state: &Path) -> anyhow::Result<Learner> {
+pub fn open(home: &Path, state: &Path, threads: NonZeroUsize) -> anyhow::Result<Learner> {
     let (knowledge, _) = state::read::<Knowledge>(state)?;
-    let weights = ModelStore::at(home).open(Some(&knowledge.model.name))?;
-    Ok(Learner::resume(weights, knowledge, 0)?)
+    let store = ModelStore::at(home);
+    check_memory(&store, &knowledge.model.name, threads, 0)?;
+    let weights = store.open(Some(&knowledge.model.name))?;
+    Ok(Learner::resume(weights, knowledge, threads.get())?)
 }
 
 /// Files that were meant as images and could not be used.
@@ -257,8 +295,8 @@ fn losses(skipped: &[Skipped]) -> usize {
 }
 
 pub fn score(settings: &settings::Score, progress: &dyn Progress) -> anyhow::Result<ScoreReport> {
-    let report =
-        open(&settings.home, &settings.state)?.score(&settings.task, settings.reject, progress)?;
+    let learner = open(&settings.home, &settings.state, settings.threads)?;
+    let report = learner.score(&settings.task, settings.reject, progress)?;
     for lost in report.skipped.iter().filter(|s| s.reason.is_loss()) {
         progress.warn(&format!("skipped: {lost}"));
     }
@@ -291,7 +329,7 @@ pub fn classify(
     settings: &settings::Classify,
     progress: &dyn Progress,
 ) -> anyhow::Result<ClassifyReport> {
-    let learner = open(&settings.home, &settings.state)?;
+    let learner = open(&settings.home, &settings.state, settings.threads)?;
     let recogniser = learner.recogniser()?.rejecting(settings.reject)?;
     let mut session = recogniser.session();
     progress.begin(Stage::Score, settings.images.len());
@@ -314,7 +352,7 @@ pub fn classify(
     Ok(ClassifyReport { images })
 }
 
-fn named(recognised: &Recognised, top: usize) -> anyhow::Result<Answer> {
+pub fn named(recognised: &Recognised, top: usize) -> anyhow::Result<Answer> {
     let best = recognised
         .guesses
         .first()

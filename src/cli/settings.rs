@@ -3,19 +3,22 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use fledge::LearnSettings;
+use fledge::board::Ceiling;
+use fledge::camera::Source;
 use fledge::eval::{EvalSettings, Variant};
 use fledge::learner::Setup;
 use fledge::state;
 use fledge::train::plan::DEFAULT_BUDGET;
-use fledge::vit::store::user_home;
 
 use super::args::{
-    AdaptBlocks, BenchArguments, ClassifyArguments, EvalArguments, ForgetArguments, LearnArguments,
-    ModelGetArguments, PlanArguments, ScoreArguments,
+    AdaptBlocks, BenchArguments, Budget, ClassifyArguments, EvalArguments, ForgetArguments,
+    LearnArguments, ModelGetArguments, PlanArguments, Rank, ScoreArguments, WatchArguments,
 };
+use super::config::{Config, Key};
 
 #[derive(Debug, Clone)]
 pub struct ModelGet {
@@ -25,9 +28,9 @@ pub struct ModelGet {
 }
 
 impl ModelGet {
-    pub fn resolve(arguments: ModelGetArguments) -> anyhow::Result<Self> {
+    pub fn resolve(arguments: ModelGetArguments, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            home: user_home()?,
+            home: config.home()?,
             from: arguments.from,
         })
     }
@@ -51,31 +54,56 @@ pub struct Learn {
     pub budget: usize,
     pub seed: u64,
     pub threads: NonZeroUsize,
+    pub preferred: NewState,
+}
+
+/// What the configuration wants for a state file that is begun. One that exists keeps to what it
+/// was begun with; only a flag that says otherwise is an error.
+#[derive(Debug, Clone, Default)]
+pub struct NewState {
+    pub model: Option<String>,
+    /// Pixels.
+    pub resolution: Option<NonZeroUsize>,
+    pub adapt_blocks: Option<AdaptBlocks>,
+    pub prompts: Option<usize>,
+}
+
+impl NewState {
+    fn of(config: &Config) -> Self {
+        Self {
+            model: config.get(Key::Model),
+            resolution: config.get(Key::Resolution),
+            adapt_blocks: config.get(Key::AdaptBlocks),
+            prompts: config.get(Key::Prompts),
+        }
+    }
 }
 
 impl Learn {
-    pub fn resolve(arguments: LearnArguments) -> anyhow::Result<Self> {
+    pub fn resolve(arguments: LearnArguments, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            home: user_home()?,
+            home: config.home()?,
             task: task_folder(arguments.task)?,
-            state: arguments.state.state,
+            state: config.state(arguments.state.state),
             model: arguments.model,
             resolution: arguments.resolution,
             adapt_blocks: arguments.adapt_blocks,
-            rank: arguments.rank.fixed(),
+            rank: rank(arguments.rank, config),
             prompts: arguments.prompts,
             epochs: arguments.epochs,
             instant: arguments.instant,
-            budget: arguments.budget.0,
+            budget: budget(arguments.budget, config),
             seed: arguments.seed,
-            threads: arguments.threads.unwrap_or_else(cores),
+            threads: threads(arguments.threads, config),
+            preferred: NewState::of(config),
         })
     }
 
     /// Everything at its default.
     pub fn defaults(task: &Path, state: &Path) -> anyhow::Result<Self> {
+        let config = Config::default();
         Ok(Self {
-            home: user_home()?,
+            home: config.home()?,
             task: task_folder(task.to_path_buf())?,
             state: state.to_path_buf(),
             model: None,
@@ -88,6 +116,7 @@ impl Learn {
             budget: DEFAULT_BUDGET,
             seed: 1,
             threads: cores(),
+            preferred: NewState::default(),
         })
     }
 }
@@ -109,18 +138,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn resolve(arguments: PlanArguments) -> anyhow::Result<Self> {
+    pub fn resolve(arguments: PlanArguments, config: &Config) -> anyhow::Result<Self> {
+        let preferred = NewState::of(config);
         Ok(Self {
-            home: user_home()?,
-            model: arguments.model,
-            resolution: arguments.resolution,
-            adapt_blocks: arguments.adapt_blocks,
-            prompts: arguments.prompts,
+            home: config.home()?,
+            model: arguments.model.or(preferred.model),
+            resolution: arguments.resolution.or(preferred.resolution),
+            adapt_blocks: arguments.adapt_blocks.or(preferred.adapt_blocks),
+            prompts: arguments.prompts.or(preferred.prompts),
             rank: arguments.rank,
             classes: arguments.classes.get(),
             images: arguments.images.get(),
-            budget: arguments.budget.0,
-            threads: arguments.threads.unwrap_or_else(cores),
+            budget: budget(arguments.budget, config),
+            threads: threads(arguments.threads, config),
         })
     }
 }
@@ -137,12 +167,12 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn resolve(arguments: BenchArguments) -> anyhow::Result<Self> {
+    pub fn resolve(arguments: BenchArguments, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            home: user_home()?,
-            model: arguments.model,
-            threads: arguments.threads.unwrap_or_else(cores),
-            budget: arguments.budget.0,
+            home: config.home()?,
+            model: arguments.model.or_else(|| config.get(Key::Model)),
+            threads: threads(arguments.threads, config),
+            budget: budget(arguments.budget, config),
             seconds: arguments.seconds.get(),
         })
     }
@@ -151,6 +181,7 @@ impl Bench {
 #[derive(Debug, Clone)]
 pub struct Score {
     pub home: PathBuf,
+    pub threads: NonZeroUsize,
     pub task: PathBuf,
     pub state: PathBuf,
     /// Share of known images that may be called unknown; 0 calls none so.
@@ -158,11 +189,12 @@ pub struct Score {
 }
 
 impl Score {
-    pub fn resolve(arguments: ScoreArguments) -> anyhow::Result<Self> {
+    pub fn resolve(arguments: ScoreArguments, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            home: user_home()?,
+            home: config.home()?,
+            threads: threads(None, config),
             task: task_folder(arguments.task)?,
-            state: arguments.state.state,
+            state: config.state(arguments.state.state),
             reject: arguments.reject.reject,
         })
     }
@@ -171,6 +203,7 @@ impl Score {
 #[derive(Debug, Clone)]
 pub struct Classify {
     pub home: PathBuf,
+    pub threads: NonZeroUsize,
     pub images: Vec<PathBuf>,
     pub state: PathBuf,
     pub top: NonZeroUsize,
@@ -179,11 +212,12 @@ pub struct Classify {
 }
 
 impl Classify {
-    pub fn resolve(arguments: ClassifyArguments) -> anyhow::Result<Self> {
+    pub fn resolve(arguments: ClassifyArguments, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
-            home: user_home()?,
+            home: config.home()?,
+            threads: threads(None, config),
             images: arguments.images,
-            state: arguments.state.state,
+            state: config.state(arguments.state.state),
             top: arguments.top,
             reject: arguments.reject.reject,
         })
@@ -197,9 +231,9 @@ pub struct Forget {
 }
 
 impl Forget {
-    pub fn resolve(arguments: ForgetArguments) -> Self {
+    pub fn resolve(arguments: ForgetArguments, config: &Config) -> Self {
         Self {
-            state: arguments.state.state,
+            state: config.state(arguments.state.state),
             what: match arguments.task {
                 Some(number) => state::Forget::Task(number.get() - 1),
                 None => state::Forget::Classes(arguments.classes),
@@ -231,7 +265,7 @@ pub struct Eval {
 }
 
 impl Eval {
-    pub fn resolve(mut arguments: EvalArguments) -> anyhow::Result<Self> {
+    pub fn resolve(mut arguments: EvalArguments, config: &Config) -> anyhow::Result<Self> {
         arguments.data = task_folder(arguments.data)?;
         let json = arguments.json.clone().map(|out| match out {
             out if out.as_os_str() == "-" => Destination::Stdout,
@@ -241,9 +275,9 @@ impl Eval {
             bail!("--resume goes on from a file; give --json the name of one");
         }
         Ok(Self {
-            home: user_home()?,
+            home: config.home()?,
             model: arguments.model.clone(),
-            threads: arguments.threads.unwrap_or_else(cores),
+            threads: threads(arguments.threads, config),
             json,
             plot: arguments.plot.clone(),
             resume: arguments.resume,
@@ -263,6 +297,46 @@ impl Eval {
             order_seed: arguments.order_seed,
             variants: variants(arguments, depth),
         }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Watch {
+    pub home: PathBuf,
+    pub threads: NonZeroUsize,
+    pub camera: Source,
+    pub state: PathBuf,
+    pub top: NonZeroUsize,
+    /// Share of known images that may be called unknown; 0 calls none so.
+    pub reject: f32,
+    pub frames: Option<NonZeroUsize>,
+    /// Least time between two pictures.
+    pub every: Duration,
+    /// Longest time without a picture from a camera program.
+    pub patience: Duration,
+    pub ceiling: Option<Ceiling>,
+    pub json: bool,
+}
+
+impl Watch {
+    pub fn resolve(arguments: WatchArguments, config: &Config) -> anyhow::Result<Self> {
+        let camera = arguments.camera.or_else(|| config.get(Key::Camera));
+        Ok(Self {
+            home: config.home()?,
+            threads: threads(None, config),
+            camera: camera.context(
+                "no camera is configured; name one with --camera, or under camera in a \
+                 configuration file",
+            )?,
+            state: config.state(arguments.state.state),
+            top: arguments.top,
+            reject: arguments.reject.reject,
+            frames: arguments.frames,
+            every: arguments.every,
+            patience: arguments.patience,
+            ceiling: config.get(Key::ThermalCeiling),
+            json: arguments.json,
+        })
     }
 }
 
@@ -337,6 +411,27 @@ fn vary<T: std::fmt::Display>(
     }
 }
 
+/// Rank of what a task adds: the flag's or the configured one; `None` chooses it while training.
+fn rank(asked: Option<Rank>, config: &Config) -> Option<usize> {
+    asked
+        .or_else(|| config.get(Key::Rank))
+        .and_then(Rank::fixed)
+}
+
+/// Bytes that training may take: the flag's, the configured ones, or the default.
+fn budget(asked: Option<Budget>, config: &Config) -> usize {
+    asked
+        .or_else(|| config.get(Key::Budget))
+        .map_or(DEFAULT_BUDGET, |budget| budget.0)
+}
+
+/// Threads to work with: the flag's, the configured number, or one a core.
+fn threads(asked: Option<NonZeroUsize>, config: &Config) -> NonZeroUsize {
+    asked
+        .or_else(|| config.get(Key::Threads))
+        .unwrap_or_else(cores)
+}
+
 fn task_folder(folder: PathBuf) -> anyhow::Result<PathBuf> {
     match std::fs::metadata(&folder) {
         Ok(found) if found.is_dir() => Ok(folder),
@@ -353,6 +448,6 @@ fn task_folder(folder: PathBuf) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn cores() -> NonZeroUsize {
+pub fn cores() -> NonZeroUsize {
     std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }

@@ -247,6 +247,7 @@ impl Story<'_> {
     fn score(&mut self, day: &Day) -> anyhow::Result<ScoreReport> {
         let settings = settings::Score {
             home: user_home()?,
+            threads: settings::cores(),
             task: day.to_ask.clone(),
             state: self.state.clone(),
             reject: 0.0,
@@ -265,6 +266,7 @@ impl Story<'_> {
     fn ask(&mut self, drawing: &Path) -> anyhow::Result<Told> {
         let settings = settings::Classify {
             home: user_home()?,
+            threads: settings::cores(),
             images: vec![drawing.to_path_buf()],
             state: self.state.clone(),
             top: NonZeroUsize::MIN,

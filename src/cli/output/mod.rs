@@ -8,11 +8,13 @@ use serde::{Serialize, Serializer};
 
 use super::Outcome;
 
+mod config;
 mod learned;
 mod measured;
 mod model;
 mod named;
 
+pub use config::ConfigReport;
 pub use learned::{ForgetReport, LearnReport, StateReport, TaskSummary};
 pub use measured::{BenchReport, PlanReport};
 pub use model::{ModelCheckReport, ModelGetReport, ModelVerdict};
