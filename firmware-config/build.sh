@@ -82,14 +82,15 @@ mkdir -p "$unwinder"
 echo "INPUT(-lgcc_eh -lgcc)" >"$unwinder/libgcc_s.so"
 
 # Dependencies are compiled once, as machine code for the tests and as bitcode for the binary, which
-# alone is worth the minutes of link-time optimisation.
+# alone is worth the minutes of link-time optimisation. Its opt-level is that of the command line;
+# the library keeps its own.
 export "CARGO_TARGET_${upper}_RUSTFLAGS=-C embed-bitcode=yes $tuned"
 export CARGO_PROFILE_DIST_LTO=off CARGO_PROFILE_DIST_STRIP=none
 cargo=(--locked --profile dist --target "$target" --target-dir "$out")
 case $task in
     build)
         cargo rustc "${cargo[@]}" --bin fledge -- -C lto=fat -C codegen-units=1 \
-            -L "native=$unwinder"
+            -C opt-level=s -L "native=$unwinder"
         "$strip" -o "$out/$target/fledge" "$out/$target/dist/fledge"
         realpath "$out/$target/fledge"
         ;;

@@ -13,7 +13,7 @@ fail() { echo "$arch: $*" >&2; exit 1; }
 bytes=$(stat -c %s "$binary")
 echo "$arch: the stripped binary has $bytes bytes"
 if [ "$arch" = arm64 ]; then
-    [ "$bytes" -le 12000000 ] || fail "more than 12 MB"
+    [ "$bytes" -le $((12 << 20)) ] || fail "more than 12 MiB"
 fi
 for library in $(readelf -d "$binary" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
     case $arch:$library in
