@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -91,7 +92,11 @@ fn write(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let mut temporary = tempfile::NamedTempFile::new_in(folder).with_context(failed)?;
+    // As any new file, where a temporary one would be for its owner alone.
+    let mut temporary = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+        .with_context(failed)?;
     serde_json::to_writer_pretty(&mut temporary, report).with_context(failed)?;
     temporary.write_all(b"\n").with_context(failed)?;
     temporary.persist(file).with_context(failed)?;
@@ -140,7 +145,8 @@ impl Report for Comparison<'_> {
                 out,
                 "{name:width$}  {:>13}  {aaa:>13}  {:>10.2}  {:>12.0}  {:>12.0}  {:>8.1}  {:>5}",
                 format!("{:.2} ± {:.2}", method.acc, method.acc_std),
-                method.forgetting,
+                // Rounding leaves a negative nothing, which would read as a gain.
+                (100.0 * method.forgetting).round() / 100.0 + 0.0,
                 method.parameters_per_task,
                 method.bytes_per_task,
                 method.seconds,
