@@ -200,7 +200,11 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel<'_>) -> Result<
         .bold_line_style(BLACK.mix(0.12))
         .x_desc(panel.across)
         .y_desc(panel.up)
-        .x_label_formatter(&number)
+        // Tasks and prompts are counted: there is nothing to read halfway between two.
+        .x_label_formatter(&|x| match x.fract().abs() < 1e-6 {
+            true => number(x),
+            false => String::new(),
+        })
         .y_label_formatter(&number)
         .label_style(("sans-serif", TEXT - 2))
         .axis_desc_style(("sans-serif", TEXT))
