@@ -123,7 +123,7 @@ pub struct LearnArguments {
     /// [default: the configured one, or auto]
     #[arg(long, value_name = "auto|R")]
     pub rank: Option<Rank>,
-    /// Prompt tokens that all tasks share; 0 for none [default: the state file's, or 8]
+    /// Prompt tokens that all tasks share; 0 for none [default: the state file's, or 0]
     #[arg(long, value_name = "M", value_parser = RangedU64ValueParser::<usize>::new().range(0..=64))]
     pub prompts: Option<usize>,
     /// Train for at most this many passes over the photos [default: chosen from the task]

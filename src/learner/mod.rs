@@ -58,7 +58,7 @@ impl Default for Setup {
             resolution: 112,
             adapt_blocks: AdaptBlocks::Last(4),
             rank: 16,
-            prompts: 8,
+            prompts: 0,
             taps: None,
             seed: 0,
         }
