@@ -220,6 +220,9 @@ mod tests {
             "train_accuracy",
             "validation_accuracy",
             "parameters_added",
+            "rank",
+            "difficulty",
+            "rank_probabilities",
             "state_bytes",
         ];
         expected.sort_unstable();
