@@ -21,7 +21,7 @@ const METHODS: [&str; 10] = [
     "per-task",
 ];
 
-/// Six classes to learn from and to be asked about, as `bench/train` and `bench/test`.
+/// Five classes to learn from and to be asked about, as `bench/train` and `bench/test`.
 fn benchmark(scene: &Scene) {
     scene.draw_birds();
     scene.draw_fish();
