@@ -4,9 +4,10 @@
 use fledge::kernels::attention::{AttentionShape, attention_backward, attention_forward};
 use fledge::kernels::gelu::{gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward};
 use fledge::kernels::norm::{layer_norm_backward, layer_norm_forward};
+use fledge::kernels::panels::Panels;
 use fledge::kernels::softmax::{softmax_backward, softmax_forward};
 use fledge::train::block::{
-    Adapter, AdapterGrad, Adapters, BlockShape, Buffer, Gradients, adapter_input, backward,
+    Adapter, AdapterGrad, Adapters, BlockShape, Buffer, Gradients, Kept, adapter_input, backward,
     buffers, forward, forward_buffers, forward_scratch_len, scratch_len,
 };
 use fledge::vit::{Activation, BlockWeights, NormWeights};
@@ -64,21 +65,33 @@ impl Fixture {
         }
     }
 
-    fn weights(&self) -> BlockWeights<'_> {
+    /// The frozen matrices in panels.
+    fn packed(&self) -> [Vec<f32>; 4] {
+        let (d, hidden) = (self.size("dim"), self.size("hidden"));
+        [
+            Panels::pack(self.get("qkv.weight"), d, 3 * d),
+            Panels::pack(self.get("proj.weight"), d, d),
+            Panels::pack(self.get("fc1.weight"), d, hidden),
+            Panels::pack(self.get("fc2.weight"), hidden, d),
+        ]
+    }
+
+    fn weights<'a>(&'a self, packed: &'a [Vec<f32>; 4]) -> BlockWeights<'a> {
+        let (d, hidden) = (self.size("dim"), self.size("hidden"));
         let norm = |gain, bias| NormWeights {
             gain: self.get(gain),
             bias: self.get(bias),
         };
         BlockWeights {
             norm1: norm("norm1.gain", "norm1.bias"),
-            qkv_weight: self.get("qkv.weight"),
+            qkv_weight: Panels::new(&packed[0], d, 3 * d),
             qkv_bias: self.get("qkv.bias"),
-            proj_weight: self.get("proj.weight"),
+            proj_weight: Panels::new(&packed[1], d, d),
             proj_bias: self.get("proj.bias"),
             norm2: norm("norm2.gain", "norm2.bias"),
-            fc1_weight: self.get("fc1.weight"),
+            fc1_weight: Panels::new(&packed[2], d, hidden),
             fc1_bias: self.get("fc1.bias"),
-            fc2_weight: self.get("fc2.weight"),
+            fc2_weight: Panels::new(&packed[3], hidden, d),
             fc2_bias: self.get("fc2.bias"),
         }
     }
@@ -138,9 +151,30 @@ fn run(
     input: &[f32],
     d_output: &[f32],
 ) -> Run {
+    run_with(shape, weights, adapters, input, d_output, None)
+}
+
+/// [`run`], with what the forward pass may keep for the backward pass.
+fn run_with(
+    shape: &BlockShape,
+    weights: &BlockWeights<'_>,
+    adapters: &Adapters<'_>,
+    input: &[f32],
+    d_output: &[f32],
+    mut kept: Option<&mut Kept<'_>>,
+) -> Run {
     let mut output = vec![f32::NAN; input.len()];
     let mut scratch = vec![f32::NAN; forward_scratch_len(shape)];
-    forward(shape, weights, adapters, input, &mut output, &mut scratch);
+    let keep = kept.as_deref_mut();
+    forward(
+        shape,
+        weights,
+        adapters,
+        input,
+        &mut output,
+        keep,
+        &mut scratch,
+    );
     let mut d_input = d_output.to_vec();
     let mut scratch = vec![f32::NAN; scratch_len(shape)];
     let (basis, core) = (shape.dim * shape.rank, shape.rank * shape.rank);
@@ -153,6 +187,7 @@ fn run(
         input,
         &mut d_input,
         &mut gradients,
+        kept,
         &mut scratch,
     );
     Run {
@@ -201,9 +236,10 @@ fn output_and_gradients_equal_pytorch() {
         let of = |name: &str| fixture.get(&format!("{form}/{name}"));
         let shape = fixture.shape(activation);
         let (input, d_output) = (fixture.get("input"), fixture.get("d_output"));
+        let packed = fixture.packed();
         let got = run(
             &shape,
-            &fixture.weights(),
+            &fixture.weights(&packed),
             &fixture.adapters(),
             input,
             d_output,
@@ -223,7 +259,9 @@ fn output_and_gradients_equal_pytorch() {
 #[test]
 fn intermediates_of_the_forward_pass_equal_pytorch() {
     let fixture = Fixture::read();
-    let (weights, adapters, input) = (fixture.weights(), fixture.adapters(), fixture.get("input"));
+    let packed = fixture.packed();
+    let (weights, adapters) = (fixture.weights(&packed), fixture.adapters());
+    let input = fixture.get("input");
     for (form, activation) in FORMS {
         let of = |name: &str| fixture.get(&format!("{form}/{name}"));
         let shape = fixture.shape(activation);
@@ -235,6 +273,7 @@ fn intermediates_of_the_forward_pass_equal_pytorch() {
             &adapters,
             input,
             &mut output,
+            None,
             &mut scratch,
         );
         let after = |name| part(&forward_buffers(&shape), &scratch, name);
@@ -252,6 +291,7 @@ fn intermediates_of_the_forward_pass_equal_pytorch() {
             &[None; 3],
             input,
             &mut output,
+            None,
             &mut scratch,
         );
         assert_close("frozen output", &output, of("frozen_output"));
@@ -261,7 +301,8 @@ fn intermediates_of_the_forward_pass_equal_pytorch() {
 #[test]
 fn every_kernel_equals_pytorch() {
     let fixture = Fixture::read();
-    let weights = fixture.weights();
+    let packed = fixture.packed();
+    let weights = fixture.weights(&packed);
     for (form, activation) in FORMS {
         let of = |name: &str| fixture.get(&format!("{form}/{name}"));
         let shape = fixture.shape(activation);
@@ -334,7 +375,8 @@ fn every_kernel_equals_pytorch() {
 fn without_the_input_gradient_the_adapters_still_get_theirs() {
     let fixture = Fixture::read();
     let shape = fixture.shape(Activation::Gelu);
-    let (weights, adapters) = (fixture.weights(), fixture.adapters());
+    let packed = fixture.packed();
+    let (weights, adapters) = (fixture.weights(&packed), fixture.adapters());
     let (input, d_output) = (fixture.get("input"), fixture.get("d_output"));
     let full = run(&shape, &weights, &adapters, input, d_output);
     let mut six = full.adapters.clone();
@@ -353,12 +395,46 @@ fn without_the_input_gradient_the_adapters_still_get_theirs() {
         input,
         &mut d,
         &mut wanted,
+        None,
         &mut scratch,
     );
     for (i, (got, once)) in six.iter().zip(&full.adapters).enumerate() {
         let times = if SIX_NAMES[i] == "v.c" { 2.0 } else { 1.0 };
         let expected: Vec<f32> = once.iter().map(|v| times * v).collect();
         assert_close(SIX_NAMES[i], got, &expected);
+    }
+}
+
+#[test]
+fn a_backward_pass_from_what_was_kept_is_the_one_that_computes_it_again() {
+    let fixture = Fixture::read();
+    let packed = fixture.packed();
+    let (weights, adapters) = (fixture.weights(&packed), fixture.adapters());
+    let (input, d_output) = (fixture.get("input"), fixture.get("d_output"));
+    for (_, activation) in FORMS {
+        let whole = fixture.shape(activation);
+        let tiled = BlockShape {
+            mlp_rows: 3,
+            mlp_columns: 32,
+            ..whole
+        };
+        for shape in [whole, tiled] {
+            let expected = run(&shape, &weights, &adapters, input, d_output);
+            let row = Kept::row(shape.dim, shape.hidden);
+            let mut memory = vec![f32::NAN; shape.rows() * row];
+            let mut kept = Kept::new(&shape, &mut memory);
+            let got = run_with(
+                &shape,
+                &weights,
+                &adapters,
+                input,
+                d_output,
+                Some(&mut kept),
+            );
+            assert_eq!(got.output, expected.output);
+            assert_eq!(got.d_input, expected.d_input);
+            assert_eq!(got.adapters, expected.adapters);
+        }
     }
 }
 
@@ -374,8 +450,21 @@ fn a_zero_core_is_the_frozen_block() {
             ..adapter
         })
     });
-    let with = run(&shape, &fixture.weights(), &zero_core, input, d_output);
-    let without = run(&shape, &fixture.weights(), &[None; 3], input, d_output);
+    let packed = fixture.packed();
+    let with = run(
+        &shape,
+        &fixture.weights(&packed),
+        &zero_core,
+        input,
+        d_output,
+    );
+    let without = run(
+        &shape,
+        &fixture.weights(&packed),
+        &[None; 3],
+        input,
+        d_output,
+    );
     assert_close("output", &with.output, &without.output);
     assert_close("d_input", &with.d_input, &without.d_input);
     assert!(largest(&with.adapters[1]) > 0.0 && largest(&with.adapters[4]) > 0.0);
@@ -385,7 +474,8 @@ fn a_zero_core_is_the_frozen_block() {
 fn a_batch_equals_its_images_one_by_one() {
     let fixture = Fixture::read();
     let shape = fixture.shape(Activation::Gelu);
-    let (weights, adapters) = (fixture.weights(), fixture.adapters());
+    let packed = fixture.packed();
+    let (weights, adapters) = (fixture.weights(&packed), fixture.adapters());
     let (input, d_output) = (fixture.get("input"), fixture.get("d_output"));
     let batch = run(&shape, &weights, &adapters, input, d_output);
     let single = BlockShape { images: 1, ..shape };
@@ -413,7 +503,8 @@ proptest! {
         let fixture = Fixture::read();
         let whole = fixture.shape(Activation::Gelu);
         let tiled = BlockShape { mlp_rows, mlp_columns, attention_rows, ..whole };
-        let (weights, adapters) = (fixture.weights(), fixture.adapters());
+        let packed = fixture.packed();
+        let (weights, adapters) = (fixture.weights(&packed), fixture.adapters());
         let (input, d_output) = (fixture.get("input"), fixture.get("d_output"));
         let run = |shape| run(shape, &weights, &adapters, input, d_output);
         assert_same(&run(&tiled), &run(&whole));

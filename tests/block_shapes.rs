@@ -1,5 +1,6 @@
 //! The block's gradients at random shapes, against the slope of a plain f64 twin.
 
+use fledge::kernels::panels::Panels;
 use fledge::train::block::{
     Adapter, AdapterGrad, Adapters, BlockShape, Gradients, backward, forward, forward_scratch_len,
     scratch_len,
@@ -115,21 +116,31 @@ fn twin(s: &BlockShape, t: &Tensors<f64>) -> Vec<f64> {
     add(&x1, &linear(&hidden, &t[10], &t[11]))
 }
 
-fn weights(t: &Tensors<f32>) -> BlockWeights<'_> {
+/// The frozen matrices in panels.
+fn packed(s: &BlockShape, t: &Tensors<f32>) -> [Vec<f32>; 4] {
+    [
+        Panels::pack(&t[2], s.dim, 3 * s.dim),
+        Panels::pack(&t[4], s.dim, s.dim),
+        Panels::pack(&t[8], s.dim, s.hidden),
+        Panels::pack(&t[10], s.hidden, s.dim),
+    ]
+}
+
+fn weights<'a>(s: &BlockShape, t: &'a Tensors<f32>, packed: &'a [Vec<f32>; 4]) -> BlockWeights<'a> {
     let norm = |gain: usize| NormWeights {
         gain: &t[gain],
         bias: &t[gain + 1],
     };
     BlockWeights {
         norm1: norm(0),
-        qkv_weight: &t[2],
+        qkv_weight: Panels::new(&packed[0], s.dim, 3 * s.dim),
         qkv_bias: &t[3],
-        proj_weight: &t[4],
+        proj_weight: Panels::new(&packed[1], s.dim, s.dim),
         proj_bias: &t[5],
         norm2: norm(6),
-        fc1_weight: &t[8],
+        fc1_weight: Panels::new(&packed[2], s.dim, s.hidden),
         fc1_bias: &t[9],
-        fc2_weight: &t[10],
+        fc2_weight: Panels::new(&packed[3], s.hidden, s.dim),
         fc2_bias: &t[11],
     }
 }
@@ -152,10 +163,10 @@ fn shape() -> impl Strategy<Value = BlockShape> {
         1usize..8,
         1usize..4,
         2usize..6,
-        1usize..20,
+        1usize..80,
         1usize..5,
     );
-    (sizes, 1usize..30, 1usize..20, 1usize..9).prop_map(
+    (sizes, 1usize..30, 1usize..50, 1usize..9).prop_map(
         |((images, tokens, heads, width, hidden, rank), mlp_rows, mlp_columns, attention_rows)| {
             BlockShape {
                 images,
@@ -194,11 +205,12 @@ fn gradients(s: &BlockShape, t: &Tensors<f32>, d_output: &[f32]) -> Tensors<f32>
     let adapters = adapters(s, t);
     backward(
         s,
-        &weights(t),
+        &weights(s, t, &packed(s, t)),
         &adapters,
         &t[INPUT],
         &mut d_input[0],
         &mut gradients,
+        None,
         &mut scratch,
     );
     all
@@ -217,7 +229,7 @@ proptest! {
         let t = draw(&s, seed);
         let mut output = vec![f32::NAN; s.rows() * s.dim];
         let mut scratch = vec![f32::NAN; forward_scratch_len(&s)];
-        forward(&s, &weights(&t), &adapters(&s, &t), &t[INPUT], &mut output, &mut scratch);
+        forward(&s, &weights(&s, &t, &packed(&s, &t)), &adapters(&s, &t), &t[INPUT], &mut output, None, &mut scratch);
         for (got, expected) in output.iter().zip(twin(&s, &widen(&t))) {
             let error = (f64::from(*got) - expected).abs();
             prop_assert!(error < 1e-4 * expected.abs().max(1.0), "{got}, not {expected}");

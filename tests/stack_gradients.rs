@@ -38,6 +38,7 @@ fn shape(weights: &Weights, prompts: usize) -> StackShape {
         attention_rows: usize::MAX,
         checkpoint_every: 1,
         checkpoints: Precision::F32,
+        kept_insides: 0,
         geometry,
     }
 }
@@ -160,10 +161,12 @@ fn the_gradient_of_every_plan_is_that_of_the_untiled_step() {
     for phase in [Phase::Bases, Phase::Cores] {
         let expected = gradient_with(&untiled, phase);
         for checkpoint_every in 1..=untiled.blocks.len() + 1 {
-            for (images, mlp_rows, mlp_columns, attention_rows) in [
-                (2, usize::MAX, usize::MAX, usize::MAX),
-                (1, 3, 7, 2),
-                (2, 5, usize::MAX, 1),
+            for (images, mlp_rows, mlp_columns, attention_rows, kept_insides) in [
+                (2, usize::MAX, usize::MAX, usize::MAX, 0),
+                (1, 3, 32, 2, 0),
+                (2, 5, usize::MAX, 1, 0),
+                (2, usize::MAX, usize::MAX, usize::MAX, 1),
+                (1, 3, 32, 2, untiled.blocks.len()),
             ] {
                 let plan = StackShape {
                     images,
@@ -171,6 +174,7 @@ fn the_gradient_of_every_plan_is_that_of_the_untiled_step() {
                     mlp_columns,
                     attention_rows,
                     checkpoint_every,
+                    kept_insides,
                     ..untiled.clone()
                 };
                 let off = relative_difference(&gradient_with(&plan, phase), &expected);

@@ -1,6 +1,7 @@
 //! Matrix products over strided views.
 
 use super::gemm::Kernel;
+use super::panels::{self, Panels, PanelsT};
 
 /// A read-only matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +56,15 @@ impl<'a> MatRef<'a> {
             cols: self.rows,
             row_stride: self.col_stride,
             col_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    /// Some of the columns.
+    fn columns_of(self, first: usize, cols: usize) -> Self {
+        Self {
+            data: &self.data[first * self.col_stride..],
+            cols,
             ..self
         }
     }
@@ -114,6 +124,68 @@ pub fn matmul(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>
     match Kernel::chosen() {
         Some(kernel) => kernel.multiply(alpha, a, b, beta, c),
         None => matmul_portable(alpha, a, b, beta, c),
+    }
+}
+
+/// `C = A B + beta C` with A `[m, k]`, B `[k, n]` in panels, C `[m, n]`; with `beta` 0, C is not read.
+///
+/// # Panics
+/// When the shapes do not agree.
+pub fn matmul_panels(a: MatRef<'_>, b: Panels<'_>, beta: f32, c: MatMut<'_>) {
+    match Kernel::chosen() {
+        Some(kernel) => kernel.multiply_panels(a, b, beta, c),
+        None => matmul_panels_portable(a, b, beta, c),
+    }
+}
+
+/// `C = A B^T + beta C` with A `[m, k]`, B `[n, k]` in panels, C `[m, n]`; with `beta` 0, C is not
+/// read.
+///
+/// # Panics
+/// When the shapes do not agree.
+pub fn matmul_panels_t(a: MatRef<'_>, b: PanelsT<'_>, beta: f32, c: MatMut<'_>) {
+    match Kernel::chosen() {
+        Some(kernel) => kernel.multiply_panels_t(a, b, beta, c),
+        None => matmul_panels_t_portable(a, b, beta, c),
+    }
+}
+
+/// [`matmul_panels`] by the matrixmultiply crate, a panel at a time.
+///
+/// # Panics
+/// When the shapes do not agree.
+pub fn matmul_panels_portable(a: MatRef<'_>, b: Panels<'_>, beta: f32, c: MatMut<'_>) {
+    assert_eq!(b.cols(), c.cols, "matrix shapes do not agree");
+    if c.rows == 0 {
+        return;
+    }
+    for (first, panel) in b.iter() {
+        let cols = (b.cols() - first).min(panels::WIDTH);
+        let panel = MatRef::strided(panel, b.rows(), cols, panels::WIDTH);
+        let columns = MatMut::strided(&mut c.data[first..], c.rows, cols, c.row_stride);
+        matmul_portable(1.0, a, panel, beta, columns);
+    }
+}
+
+/// [`matmul_panels_t`] by the matrixmultiply crate, a panel at a time.
+///
+/// # Panics
+/// When the shapes do not agree.
+pub fn matmul_panels_t_portable(a: MatRef<'_>, b: PanelsT<'_>, beta: f32, c: MatMut<'_>) {
+    let PanelsT(b) = b;
+    assert_eq!(a.cols, b.cols(), "matrix shapes do not agree");
+    if a.rows == 0 {
+        return;
+    }
+    if a.cols == 0 {
+        return matmul_portable(1.0, a, MatRef::new(&[], 0, c.cols), beta, c);
+    }
+    for (first, panel) in b.iter() {
+        let cols = (b.cols() - first).min(panels::WIDTH);
+        let panel = MatRef::strided(panel, b.rows(), cols, panels::WIDTH);
+        let beta = if first == 0 { beta } else { 1.0 };
+        let all = MatMut::strided(c.data, c.rows, c.cols, c.row_stride);
+        matmul_portable(1.0, a.columns_of(first, cols), panel.t(), beta, all);
     }
 }
 

@@ -40,6 +40,9 @@ impl Learner {
     }
 }
 
+/// Images that go through the prefix together: enough rows that reading the weights costs little.
+const TOGETHER: usize = 4;
+
 /// Decoder, preprocessing and frozen prefix in one.
 #[derive(Debug)]
 pub struct Encoder<'w> {
@@ -94,6 +97,44 @@ impl<'w> Encoder<'w> {
         Ok(self.run_image(image, tokens, pooled)?)
     }
 
+    /// Floats of one image in patches.
+    fn patches(&self) -> usize {
+        3 * self.resolution * self.resolution
+    }
+
+    /// The normalised patches of a decoded picture, `[patches, 3 * patch * patch]`.
+    fn patchify(&self, image: Rgb, patches: &mut [f32]) {
+        let square = resize_square(&image, self.resolution, Fit::default());
+        // A photo takes megabytes, and all threads hold one.
+        drop(image);
+        let (patch, preprocessing) = (self.weights.geometry().patch, self.weights.preprocessing());
+        patchify(&square, self.resolution, patch, preprocessing, patches);
+    }
+
+    /// Runs patches of some images: tokens `[images, T, D]`, pooled `[images, pooled]`.
+    fn run_patches(
+        &self,
+        patches: &[f32],
+        tokens: &mut [f32],
+        pooled: &mut [f32],
+    ) -> Result<(), PrefixError> {
+        let geometry = self.weights.geometry();
+        let (d, first_patch) = (geometry.dim, 1 + geometry.registers);
+        let one = self.tokens() * d;
+        self.prefix.run(patches, |depth, streams| {
+            if let Some(slot) = self.taps.iter().position(|&tap| tap == depth) {
+                let rows = pooled.chunks_exact_mut(self.pooled());
+                for (stream, row) in streams.chunks_exact(one).zip(rows) {
+                    let out = &mut row[2 * slot * d..2 * (slot + 1) * d];
+                    pool(stream, d, first_patch, out);
+                }
+            }
+            if depth == self.prefix.depth() {
+                tokens.copy_from_slice(streams);
+            }
+        })
+    }
+
     /// [`Encoder::run`] for a picture that is decoded.
     ///
     /// # Errors
@@ -104,34 +145,9 @@ impl<'w> Encoder<'w> {
         tokens: &mut [f32],
         pooled: &mut [f32],
     ) -> Result<(), PrefixError> {
-        let geometry = self.weights.geometry();
-        let square = resize_square(&image, self.resolution, Fit::default());
-        // A photo takes megabytes, and all threads hold one.
-        drop(image);
-        let (d, first_patch) = (geometry.dim, 1 + geometry.registers);
-        let mut patches = vec![0.0; 3 * self.resolution * self.resolution];
-        let preprocessing = self.weights.preprocessing();
-        patchify(
-            &square,
-            self.resolution,
-            geometry.patch,
-            preprocessing,
-            &mut patches,
-        );
-        self.prefix.run(&patches, |depth, stream| {
-            if let Some(slot) = self.taps.iter().position(|&tap| tap == depth) {
-                pool(
-                    stream,
-                    d,
-                    first_patch,
-                    &mut pooled[2 * slot * d..2 * (slot + 1) * d],
-                );
-            }
-            if depth == self.prefix.depth() {
-                tokens.copy_from_slice(stream);
-            }
-        })?;
-        Ok(())
+        let mut patches = vec![0.0; self.patches()];
+        self.patchify(image, &mut patches);
+        self.run_patches(&patches, tokens, pooled)
     }
 
     /// Runs many image files in parallel on the current thread pool and keeps the results in a
@@ -149,20 +165,44 @@ impl<'w> Encoder<'w> {
         let cache = PrefixCache::create(None, paths.len(), self.tokens(), d, self.pooled())?;
         let bad = Mutex::new(Vec::new());
         progress.begin(Stage::Prefix, paths.len());
-        paths.par_iter().enumerate().try_for_each_init(
-            || (vec![0.0; self.tokens() * d], vec![0.0; self.pooled()]),
-            |(tokens, pooled), (index, path)| {
-                match self.run(path, tokens, pooled) {
-                    Ok(()) => cache.write(index, tokens, pooled)?,
-                    Err(EncodeError::Decode(error)) => {
-                        bad.lock()
-                            .unwrap_or_else(|e| e.into_inner())
-                            .push((index, error));
+        let together = paths.len().div_ceil(rayon::current_num_threads());
+        let together = together.clamp(1, TOGETHER);
+        let (tokens, pooled, patches) = (self.tokens() * d, self.pooled(), self.patches());
+        let groups = paths.par_chunks(together).enumerate();
+        groups.try_for_each_init(
+            || [tokens, pooled, patches].map(|one| vec![0.0; together * one]),
+            |[all_tokens, all_pooled, all_patches], (group, paths)| {
+                let mut good = Vec::with_capacity(together);
+                for (index, path) in (group * together..).zip(paths) {
+                    match decode(path, &Limits::default()) {
+                        Ok(image) => {
+                            let slot = good.len() * patches..(good.len() + 1) * patches;
+                            self.patchify(image, &mut all_patches[slot]);
+                            good.push(index);
+                        }
+                        Err(error) => {
+                            bad.lock()
+                                .unwrap_or_else(|e| e.into_inner())
+                                .push((index, error));
+                        }
                     }
-                    Err(error) => return Err(error),
                 }
-                progress.advance(1);
-                Ok(())
+                let n = good.len();
+                let (tokens_of, pooled_of) =
+                    (&mut all_tokens[..n * tokens], &mut all_pooled[..n * pooled]);
+                if n > 0 {
+                    self.run_patches(&all_patches[..n * patches], tokens_of, pooled_of)?;
+                }
+                for (slot, index) in good.into_iter().enumerate() {
+                    let row = slot * pooled..(slot + 1) * pooled;
+                    cache.write(
+                        index,
+                        &tokens_of[slot * tokens..][..tokens],
+                        &pooled_of[row],
+                    )?;
+                }
+                progress.advance(paths.len());
+                Ok::<_, EncodeError>(())
             },
         )?;
         progress.finish();

@@ -25,6 +25,8 @@ const RANK: usize = 16;
 const PROMPTS: usize = 8;
 const BATCH: usize = 16;
 const IMAGES: usize = 32;
+/// Images that each thread runs together.
+const TOGETHER: usize = 4;
 const CLASSES: usize = 8;
 
 /// One thing measured.
@@ -174,13 +176,14 @@ fn forward(
     let g = weights.geometry();
     let prefix = Prefix::new(weights, resolution, g.depth)?;
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let patches: Vec<f32> = (0..3 * resolution * resolution)
+    let together = if many { TOGETHER } else { 1 };
+    let patches: Vec<f32> = (0..together * 3 * resolution * resolution)
         .map(|_| rng.random_range(-2.0..2.0))
         .collect();
-    let images = if many { 4 * threads } else { 1 };
+    let images = if many { together * threads } else { 1 };
     let times = timed(time, || {
         if many {
-            (0..images)
+            (0..threads)
                 .into_par_iter()
                 .try_for_each(|_| prefix.run(&patches, |_, _| ()))?;
         } else {

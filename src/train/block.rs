@@ -2,17 +2,19 @@
 //!
 //! `x1 = x + attention(norm1(x)) W_proj`, `y = x1 + gelu(norm2(x1) W_1) W_2`, biases left out here.
 //! An adapter adds `((h A) C) B^T` to the query, key or value of `h = norm1(x)` (FM-LoRA,
-//! arXiv 2504.08823). The block keeps nothing between its passes: the backward pass starts from the
-//! block's input and recomputes the rest (gradient checkpointing, Chen et al., arXiv 1604.06174), the
+//! arXiv 2504.08823). The backward pass starts from the block's input and what [`Kept`] holds of the
+//! forward pass, and recomputes the rest (gradient checkpointing, Chen et al., arXiv 1604.06174), the
 //! MLP a tile at a time. Gradients of frozen matrices are never formed.
 //!
 //! Nothing here allocates: every buffer is carved from one scratch slice, in the order of
 //! [`buffers`].
 
 mod adapter;
+mod kept;
 mod scratch;
 
 pub use adapter::{Adapter, AdapterGrad, Adapters};
+pub use kept::Kept;
 pub use scratch::{Buffer, buffers, forward_buffers, forward_scratch_len, scratch_len};
 
 use adapter::{adapter_backward, adapter_forward};
@@ -22,9 +24,10 @@ use std::ops::Range;
 
 use crate::kernels::attention::{AttentionShape, attention_backward, attention_forward};
 use crate::kernels::gelu::{gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward};
-use crate::kernels::linear::{add_bias, linear, product};
-use crate::kernels::matmul::{MatMut, MatRef};
+use crate::kernels::linear::{add_bias, linear, product, product_backward};
+use crate::kernels::matmul::{MatMut, MatRef, matmul};
 use crate::kernels::norm::{layer_norm_backward, layer_norm_forward};
+use crate::kernels::panels::{self, Panels};
 use crate::vit::{Activation, BlockWeights};
 
 /// Sizes of a micro-batch in one block, and of the tiles it is worked through in.
@@ -64,7 +67,11 @@ impl BlockShape {
     }
 
     fn mlp_column_tile(&self) -> usize {
-        self.mlp_columns.clamp(1, self.hidden)
+        let whole_panels = self
+            .mlp_columns
+            .max(1)
+            .checked_next_multiple_of(panels::WIDTH);
+        whole_panels.map_or(self.hidden, |columns| columns.min(self.hidden))
     }
 
     fn mlp_column_tiles(&self) -> impl Iterator<Item = Range<usize>> + use<> {
@@ -99,6 +106,7 @@ pub struct Gradients<'a> {
 }
 
 /// The block's output: input, output `[images * tokens, D]`. Without adapters it is the frozen block.
+/// What [`backward`] could use is left in `kept`, where that is given.
 ///
 /// # Panics
 /// When a slice does not have the length the shape says, or scratch is shorter than
@@ -109,6 +117,7 @@ pub fn forward(
     adapters: &Adapters<'_>,
     input: &[f32],
     output: &mut [f32],
+    kept: Option<&mut Kept<'_>>,
     scratch: &mut [f32],
 ) {
     let (rows, dim, tile) = (shape.rows(), shape.dim, shape.mlp_row_tile());
@@ -120,6 +129,10 @@ pub fn forward(
     );
     let [normed, qkv, workspace, low_rank, statistics] = carve(&forward_buffers(shape), scratch);
     let (mean, rstd) = statistics.split_at_mut(rows);
+    let (qkv, mut kept) = match kept {
+        Some(kept) => (&mut *kept.qkv, Some((&mut *kept.x1, &mut *kept.hidden))),
+        None => (qkv, None),
+    };
 
     norm1(shape, weights, input, normed, mean, rstd);
     project(shape, weights, adapters, normed, qkv, low_rank);
@@ -127,17 +140,25 @@ pub fn forward(
     attend(shape, qkv, attended, workspace);
 
     let tiles = input.chunks(tile * dim).zip(attended.chunks(tile * dim));
-    for ((x, attended), y) in tiles.zip(output.chunks_mut(tile * dim)) {
+    let tiles = tiles.zip(output.chunks_mut(tile * dim));
+    for (row, ((x, attended), y)) in (0..).step_by(tile).zip(tiles) {
         let n = x.len() / dim;
         let (normed, rest) = workspace.split_at_mut(n * dim);
         // y holds x1 first; the MLP's output is added on top.
-        residual(shape, weights, x, attended, y);
+        residual(weights, x, attended, y);
+        if let Some((x1, _)) = &mut kept {
+            x1[row * dim..][..y.len()].copy_from_slice(y);
+        }
         norm2(shape, weights, y, normed, &mut mean[..n], &mut rstd[..n]);
         add_bias(y, weights.fc2_bias);
         for columns in shape.mlp_column_tiles() {
-            let (fc1, fc1_bias, fc2) = mlp_weights(shape, weights, &columns);
+            let (fc1, fc1_bias, fc2) = mlp_weights(weights, &columns);
             let hidden = &mut rest[..n * columns.len()];
             linear(normed, fc1, fc1_bias, hidden);
+            if let Some((_, kept)) = &mut kept {
+                let kept = &mut kept[row * shape.hidden..];
+                kept::store_columns(hidden, kept, shape.hidden, &columns);
+            }
             match shape.activation {
                 Activation::Gelu => gelu_forward(hidden),
                 Activation::GeluTanh => gelu_tanh_forward(hidden),
@@ -147,7 +168,8 @@ pub fn forward(
     }
 }
 
-/// The gradients of [`forward`], from the block's input and the gradient of its output.
+/// The gradients of [`forward`], from the block's input, the gradient of its output and what the same
+/// pass left in `kept`, which is used up; without it everything is computed again.
 ///
 /// input, gradient `[images * tokens, D]`. `gradient` is the output's on entry and the input's on
 /// return, unspecified when [`Gradients::input`] is off. Adapter gradients are added to what
@@ -155,6 +177,10 @@ pub fn forward(
 ///
 /// # Panics
 /// When a slice does not have the length the shape says, or scratch is shorter than [`scratch_len`].
+#[expect(
+    clippy::too_many_arguments,
+    reason = "sizes and buffers of a kernel are explicit"
+)]
 pub fn backward(
     shape: &BlockShape,
     weights: &BlockWeights<'_>,
@@ -162,6 +188,7 @@ pub fn backward(
     input: &[f32],
     gradient: &mut [f32],
     gradients: &mut Gradients<'_>,
+    kept: Option<&mut Kept<'_>>,
     scratch: &mut [f32],
 ) {
     let (rows, dim) = (shape.rows(), shape.dim);
@@ -176,13 +203,19 @@ pub fn backward(
     let (mean, rstd) = statistics1.split_at_mut(rows);
 
     norm1(shape, weights, input, normed, mean, rstd);
-    project(shape, weights, adapters, normed, qkv, low_rank);
-    attend(shape, qkv, attended, workspace);
+    let (qkv, middle) = match kept {
+        Some(kept) => (&mut *kept.qkv, Middle::Kept(kept.x1, kept.hidden)),
+        None => {
+            project(shape, weights, adapters, normed, qkv, low_rank);
+            attend(shape, qkv, attended, workspace);
+            (qkv, Middle::Input(input))
+        }
+    };
 
     mlp_backward(
         shape,
         weights,
-        input,
+        &middle,
         attended,
         gradient,
         workspace,
@@ -200,8 +233,7 @@ pub fn backward(
 
     let d_normed = d_attended;
     if gradients.input {
-        let weight = MatRef::new(weights.qkv_weight, dim, 3 * dim);
-        product(d_qkv, weight.t(), 0.0, d_normed);
+        product_backward(d_qkv, weights.qkv_weight.t(), 0.0, d_normed);
     }
     for (index, (adapter, grad)) in adapters.iter().zip(&mut gradients.adapters).enumerate() {
         if let Some(adapter) = adapter {
@@ -236,7 +268,9 @@ pub fn adapter_input(
     let mut rest = z;
     for adapter in adapters.iter().flatten() {
         let (z, remaining) = rest.split_at_mut(rows * adapter.rank);
-        product(normed, MatRef::new(adapter.a, dim, adapter.rank), 0.0, z);
+        let a = MatRef::new(adapter.a, dim, adapter.rank);
+        let h = MatRef::new(normed, rows, dim);
+        matmul(1.0, h, a, 0.0, MatMut::new(z, rows, adapter.rank));
         rest = remaining;
     }
     assert!(rest.is_empty(), "z is longer than the adapters' ranks say");
@@ -279,8 +313,7 @@ fn project(
     low_rank: &mut [f32],
 ) {
     let (rows, dim) = (shape.rows(), shape.dim);
-    let weight = MatRef::new(weights.qkv_weight, dim, 3 * dim);
-    linear(normed, weight, weights.qkv_bias, qkv);
+    linear(normed, weights.qkv_weight, weights.qkv_bias, qkv);
     for (index, adapter) in adapters.iter().enumerate() {
         if let Some(adapter) = adapter {
             let out = MatMut::strided(&mut qkv[index * dim..], rows, dim, 3 * dim);
@@ -299,74 +332,82 @@ fn attend(shape: &BlockShape, qkv: &[f32], attended: &mut [f32], workspace: &mut
 }
 
 /// `x1 = x + attended W_proj + bias`: x, attended, x1 `[rows, D]`.
-fn residual(
-    shape: &BlockShape,
-    weights: &BlockWeights<'_>,
-    x: &[f32],
-    attended: &[f32],
-    x1: &mut [f32],
-) {
+fn residual(weights: &BlockWeights<'_>, x: &[f32], attended: &[f32], x1: &mut [f32]) {
     x1.copy_from_slice(x);
     add_bias(x1, weights.proj_bias);
-    let weight = MatRef::new(weights.proj_weight, shape.dim, shape.dim);
-    product(attended, weight, 1.0, x1);
+    product(attended, weights.proj_weight, 1.0, x1);
 }
 
 /// The MLP's weights of some hidden columns: fc1 `[D, columns]` and its bias, fc2 `[columns, D]`.
 fn mlp_weights<'w>(
-    shape: &BlockShape,
     weights: &BlockWeights<'w>,
     columns: &Range<usize>,
-) -> (MatRef<'w>, &'w [f32], MatRef<'w>) {
-    let (dim, hidden, n) = (shape.dim, shape.hidden, columns.len());
-    let fc1 = MatRef::strided(&weights.fc1_weight[columns.start..], dim, n, hidden);
-    let fc2 = MatRef::new(&weights.fc2_weight[columns.start * dim..], n, dim);
+) -> (Panels<'w>, &'w [f32], Panels<'w>) {
+    let fc1 = weights.fc1_weight.columns_of(columns.clone());
+    let fc2 = weights.fc2_weight.rows_of(columns.clone());
     (fc1, &weights.fc1_bias[columns.clone()], fc2)
 }
 
+/// What [`mlp_backward`] starts from.
+enum Middle<'a> {
+    /// The block's input `[rows, D]`, with which the attention output makes `x1`.
+    Input(&'a [f32]),
+    /// `x1` `[rows, D]`, and the hidden layer in front of its activation `[rows, hidden]`.
+    Kept(&'a [f32], &'a [f32]),
+}
+
 /// From the output's gradient to that of `x1`, in place, and on to the attention output's, which
-/// replaces it: input, attended, gradient `[rows, D]`; statistics `[2, tile]`.
+/// `attended` holds in the end: attended, gradient `[rows, D]`; statistics `[2, tile]`.
 ///
 /// One tile of rows goes all the way before the next, and the hidden layer is walked through a tile
 /// of columns at a time, so that it never exists as a whole.
 fn mlp_backward(
     shape: &BlockShape,
     weights: &BlockWeights<'_>,
-    input: &[f32],
+    middle: &Middle<'_>,
     attended: &mut [f32],
     gradient: &mut [f32],
     workspace: &mut [f32],
     statistics: &mut [f32],
 ) {
     let (dim, tile) = (shape.dim, shape.mlp_row_tile());
-    let tiles = input
-        .chunks(tile * dim)
-        .zip(attended.chunks_mut(tile * dim));
-    for ((x, attended), d) in tiles.zip(gradient.chunks_mut(tile * dim)) {
-        let n = x.len() / dim;
+    let tiles = attended
+        .chunks_mut(tile * dim)
+        .zip(gradient.chunks_mut(tile * dim));
+    for (row, (attended, d)) in (0..).step_by(tile).zip(tiles) {
+        let n = d.len() / dim;
+        let of_tile = row * dim..(row + n) * dim;
         let (mean, rstd) = statistics[..2 * n].split_at_mut(n);
         let (x1, rest) = workspace.split_at_mut(n * dim);
         let (normed, rest) = rest.split_at_mut(n * dim);
 
-        residual(shape, weights, x, attended, x1);
+        match middle {
+            Middle::Input(x) => residual(weights, &x[of_tile], attended, x1),
+            Middle::Kept(kept, _) => x1.copy_from_slice(&kept[of_tile]),
+        }
         norm2(shape, weights, x1, normed, mean, rstd);
         let d_normed = attended;
         for columns in shape.mlp_column_tiles() {
-            let (fc1, fc1_bias, fc2) = mlp_weights(shape, weights, &columns);
+            let (fc1, fc1_bias, fc2) = mlp_weights(weights, &columns);
             let (hidden, rest) = rest.split_at_mut(n * columns.len());
             let d_hidden = &mut rest[..n * columns.len()];
-            linear(normed, fc1, fc1_bias, hidden);
-            product(d, fc2.t(), 0.0, d_hidden);
+            match middle {
+                Middle::Input(_) => linear(normed, fc1, fc1_bias, hidden),
+                Middle::Kept(_, kept) => {
+                    let kept = &kept[row * shape.hidden..];
+                    kept::load_columns(kept, shape.hidden, &columns, hidden);
+                }
+            }
+            product_backward(d, fc2.t(), 0.0, d_hidden);
             match shape.activation {
                 Activation::Gelu => gelu_backward(hidden, d_hidden),
                 Activation::GeluTanh => gelu_tanh_backward(hidden, d_hidden),
             }
             let beta = if columns.start == 0 { 0.0 } else { 1.0 };
-            product(d_hidden, fc1.t(), beta, d_normed);
+            product_backward(d_hidden, fc1.t(), beta, d_normed);
         }
         layer_norm_backward(d_normed, x1, weights.norm2.gain, mean, rstd, d);
         let d_attended = d_normed;
-        let weight = MatRef::new(weights.proj_weight, dim, dim);
-        product(d, weight.t(), 0.0, d_attended);
+        product_backward(d, weights.proj_weight.t(), 0.0, d_attended);
     }
 }

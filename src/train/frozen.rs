@@ -44,6 +44,7 @@ pub fn forward(weights: &Weights, image: &[f32]) -> Vec<Vec<f32>> {
             &[None; 3],
             input,
             &mut output,
+            None,
             &mut scratch,
         );
         streams.push(output);

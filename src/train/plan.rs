@@ -2,7 +2,7 @@
 //! budget.
 //!
 //! The budget covers everything beyond the frozen model. What can be cut: images that run together,
-//! inputs that are kept rather than computed again, how those are stored, tiles of the MLP and of
+//! inputs and insides of blocks that are kept rather than computed again, how inputs are stored, tiles of the MLP and of
 //! attention, and workers that have buffers of their own. Of all plans that fit, the one that should
 //! take the least time is chosen.
 
@@ -202,6 +202,7 @@ impl Demand {
             attention_rows: usize::MAX,
             checkpoint_every: 1,
             checkpoints: Precision::F32,
+            kept_insides: 0,
             geometry: self.geometry.clone(),
         }
     }
@@ -282,24 +283,25 @@ fn candidates(demand: &Demand) -> impl Iterator<Item = Candidate> + use<'_> {
         .flat_map(move |(workers, images)| {
             let depth = demand.blocks();
             let intervals = [1, 2, 3, 4, 6].into_iter().filter(move |&n| n <= depth);
-            intervals.flat_map(move |checkpoint_every| {
-                [Precision::F32, Precision::Bf16]
+            let recomputed = intervals
+                .flat_map(|every| [(every, Precision::F32, 0), (every, Precision::Bf16, 0)]);
+            let kept = (1..=depth).map(|insides| (1, Precision::F32, insides));
+            recomputed.chain(kept).flat_map(move |keep| {
+                let (checkpoint_every, checkpoints, kept_insides) = keep;
+                TILES
                     .into_iter()
-                    .flat_map(move |checkpoints| {
-                        TILES
-                            .into_iter()
-                            .map(move |(mlp_rows, mlp_columns, attention_rows)| Candidate {
-                                workers,
-                                stack: StackShape {
-                                    images,
-                                    checkpoint_every,
-                                    checkpoints,
-                                    mlp_rows,
-                                    mlp_columns,
-                                    attention_rows,
-                                    ..demand.stack()
-                                },
-                            })
+                    .map(move |(mlp_rows, mlp_columns, attention_rows)| Candidate {
+                        workers,
+                        stack: StackShape {
+                            images,
+                            checkpoint_every,
+                            checkpoints,
+                            kept_insides,
+                            mlp_rows,
+                            mlp_columns,
+                            attention_rows,
+                            ..demand.stack()
+                        },
                     })
             })
         })
@@ -319,8 +321,9 @@ const TILES: [(usize, usize, usize); 7] = [
 /// Time of a step in units of one block's forward pass of one image. The constants are rough: they
 /// only have to put plans in order.
 fn cost(demand: &Demand, candidate: &Candidate) -> f64 {
-    /// A block's backward pass, which computes most of the forward pass again.
-    const BACKWARD: f64 = 1.7;
+    /// A block's backward pass, and what it computes again of the forward pass.
+    const BACKWARD: f64 = 1.1;
+    const AGAIN: f64 = 0.65;
     /// Rows at which reading and packing weights costs as much as the products.
     const PACKING_ROWS: f64 = 6.0;
     /// Share of a block that idle threads can help with.
@@ -340,7 +343,8 @@ fn cost(demand: &Demand, candidate: &Candidate) -> f64 {
     };
     let (workers, threads) = (candidate.workers as f64, demand.threads.max(1) as f64);
     let busy = workers * (1.0 + SHARED * (threads / workers - 1.0));
-    (depth * (1.0 + BACKWARD) + again) * tiles * precision / busy
+    let inside = (depth - stack.kept_insides as f64) * AGAIN;
+    (depth * (1.0 + BACKWARD) + inside + again) * tiles * precision / busy
 }
 
 /// Everything a candidate holds at the same time.

@@ -11,7 +11,7 @@ use std::ops::Range;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use super::block::{self, AdapterGrad, BlockShape, Buffer, Gradients};
+use super::block::{self, AdapterGrad, BlockShape, Buffer, Gradients, Kept};
 use crate::adapt::Adapters;
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 use crate::kernels::pool::{pool, pool_backward};
@@ -52,6 +52,9 @@ pub struct StackShape {
     pub checkpoint_every: usize,
     /// How kept inputs are stored.
     pub checkpoints: Precision,
+    /// Blocks, counted from the last, whose insides are kept too: the backward pass computes nearly
+    /// nothing of them again.
+    pub kept_insides: usize,
 }
 
 /// How a number that is only kept for later is stored.
@@ -107,7 +110,7 @@ impl StackShape {
 
     /// What a stack carves from its arena, in the order it lies there, and what of it is stored as
     /// bf16 instead of f32.
-    pub fn buffers(&self) -> ([Buffer; 6], Option<Buffer>) {
+    pub fn buffers(&self) -> ([Buffer; 7], Option<Buffer>) {
         let (rows, dim) = (self.images * self.tokens(), self.geometry.dim);
         let kept = Buffer::new("kept block inputs", self.kept() * rows, dim);
         // In bf16 the input of a segment's first block has to be widened somewhere.
@@ -127,12 +130,17 @@ impl StackShape {
             Buffer::new("gradient of the stream", rows, dim),
             Buffer::new("adapter inputs", 3 * rows, self.rank),
             Buffer::new("inside a block", 1, scratch),
+            Buffer::new(
+                "kept insides of blocks",
+                self.kept_insides.min(self.blocks.len()) * rows,
+                Kept::row(dim, self.geometry.hidden),
+            ),
         ];
         (buffers, narrow)
     }
 
     /// Where the buffers lie in the arena.
-    fn places(&self) -> [Range<usize>; 6] {
+    fn places(&self) -> [Range<usize>; 7] {
         let mut end = 0;
         self.buffers().0.map(|buffer| {
             let start = end;
@@ -229,6 +237,19 @@ impl<'w> Stack<'w> {
         self.input_of(level + 1, length)
     }
 
+    /// Where the insides of the block at `level` are kept; empty where they are not.
+    fn inside_of(&self, level: usize) -> Range<usize> {
+        let [.., all] = self.shape.places();
+        let depth = self.shape.blocks.len();
+        let kept = self.shape.kept_insides.min(depth);
+        let Some(index) = (level + kept).checked_sub(depth) else {
+            return all.start..all.start;
+        };
+        let one = all.len() / kept.max(1);
+        let start = all.start + index * one;
+        start..start + one
+    }
+
     /// Keeps the input of a segment's first block in bf16 and widens it again.
     fn narrow_input(&mut self, level: usize, length: usize) {
         let from = self.input_of(level, length);
@@ -246,14 +267,19 @@ impl<'w> Stack<'w> {
             self.input_of(level, length),
             self.output_of(level, length),
             self.shape.places()[5].clone(),
+            self.inside_of(level),
         ];
-        let [input, output, scratch] = disjoint(&mut self.arena, places);
+        let [input, output, scratch, inside] = disjoint(&mut self.arena, places);
+        let shape = self.shape.block(images);
         block::forward(
-            &self.shape.block(images),
+            &shape,
             &self.weights.block(index),
             &adapters.of_block(index),
             input,
             output,
+            (!inside.is_empty())
+                .then(|| Kept::new(&shape, inside))
+                .as_mut(),
             scratch,
         );
     }
@@ -353,7 +379,7 @@ impl<'w> Stack<'w> {
         let index = self.shape.blocks.start + level;
         let of_block = adapters.of_block(index);
         let sites = of_block.iter().flatten().count();
-        let [.., z, scratch] = self.shape.places();
+        let [.., z, scratch, _] = self.shape.places();
         let places = [
             self.input_of(level, rows * self.shape.geometry.dim),
             z.start..z.start + sites * rows * r,
@@ -416,7 +442,7 @@ impl<'w> Stack<'w> {
         );
         let (first_patch, interval) = (self.shape.first_patch(), self.shape.interval());
         let length = images * per_image;
-        let [_, _, _, d_stream, _, scratch] = self.shape.places();
+        let [_, _, _, d_stream, _, scratch, _] = self.shape.places();
         let d_stream = d_stream.start..d_stream.start + length;
         self.arena[d_stream.clone()].fill(0.0);
         let (sites, d_prompts) =
@@ -446,15 +472,20 @@ impl<'w> Stack<'w> {
                 self.input_of(level, length),
                 d_stream.clone(),
                 scratch.clone(),
+                self.inside_of(level),
             ];
-            let [input, d_stream, scratch] = disjoint(&mut self.arena, places);
+            let [input, d_stream, scratch, inside] = disjoint(&mut self.arena, places);
+            let shape = self.shape.block(images);
             block::backward(
-                &self.shape.block(images),
+                &shape,
                 &self.weights.block(index),
                 &adapters.of_block(index),
                 input,
                 d_stream,
                 &mut gradients,
+                (!inside.is_empty())
+                    .then(|| Kept::new(&shape, inside))
+                    .as_mut(),
                 scratch,
             );
         }

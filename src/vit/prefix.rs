@@ -13,7 +13,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::math;
 
 use super::{Geometry, Pixels, Weights, positions};
-use crate::kernels::matmul::{MatMut, MatRef, matmul};
+use crate::kernels::linear::product;
 use step::{BlockStep, Part};
 
 /// tract could not build or run a block.
@@ -36,7 +36,7 @@ pub struct Prefix {
     geometry: Geometry,
     resolution: Pixels,
     /// `[3 * patch * patch, D]`
-    patch_weight: Vec<f32>,
+    weights: Weights,
     /// `[1 + registers, D]`: the class token with its position, then the registers.
     leading: Vec<f32>,
     /// `[patches, D]`: resized positions plus the patch bias.
@@ -85,7 +85,7 @@ impl Prefix {
             .collect::<Result<_, _>>()?;
         Ok(Self {
             resolution,
-            patch_weight: embedding.patch_weight.to_vec(),
+            weights: weights.clone(),
             leading: [embedding.class_token, embedding.registers].concat(),
             patch_offsets,
             blocks,
@@ -98,10 +98,10 @@ impl Prefix {
         self.blocks.len()
     }
 
-    /// Runs one image on the calling thread.
+    /// Runs some images together on the calling thread: the weights are read once for all of them.
     ///
-    /// `patches` is `[patches, 3 * patch * patch]`, normalised. `at_boundary(k, tokens)` sees the
-    /// residual stream `[tokens, D]` after `k` blocks, for `k` from 0 (the embedding) to
+    /// `patches` is `[images, patches, 3 * patch * patch]`, normalised. `at_boundary(k, tokens)` sees
+    /// the residual stream `[images, tokens, D]` after `k` blocks, for `k` from 0 (the embedding) to
     /// [`Prefix::depth`].
     ///
     /// # Errors
@@ -113,7 +113,7 @@ impl Prefix {
     ) -> Result<(), PrefixError> {
         let mut stream = self.embed(patches);
         at_boundary(0, &stream);
-        let shape = [self.geometry.tokens(self.resolution), self.geometry.dim];
+        let shape = [stream.len() / self.geometry.dim, self.geometry.dim];
         let mut value: Option<TValue> = None;
         for (index, block) in self.blocks.iter().enumerate() {
             let failed = |e: TractError| PrefixError::Block {
@@ -134,21 +134,18 @@ impl Prefix {
         Ok(())
     }
 
-    /// Tokens at the input of the first block, `[tokens, D]`.
+    /// Tokens at the input of the first block, `[images, tokens, D]`.
     fn embed(&self, patches: &[f32]) -> Vec<f32> {
-        let d = self.geometry.dim;
-        let rows = self.geometry.grid(self.resolution).pow(2);
-        let inputs = 3 * self.geometry.patch * self.geometry.patch;
-        let mut stream = self.leading.clone();
-        stream.extend_from_slice(&self.patch_offsets);
-        let (_, patch_tokens) = stream.split_at_mut(self.leading.len());
-        matmul(
-            1.0,
-            MatRef::new(patches, rows, inputs),
-            MatRef::new(&self.patch_weight, inputs, d),
-            1.0,
-            MatMut::new(patch_tokens, rows, d),
-        );
+        let one = 3 * self.resolution * self.resolution;
+        let tokens = self.leading.len() + self.patch_offsets.len();
+        let mut stream = Vec::with_capacity(patches.len() / one * tokens);
+        for patches in patches.chunks_exact(one) {
+            stream.extend_from_slice(&self.leading);
+            let first = stream.len();
+            stream.extend_from_slice(&self.patch_offsets);
+            let weight = self.weights.embedding().patch_weight;
+            product(patches, weight, 1.0, &mut stream[first..]);
+        }
         stream
     }
 }
@@ -169,12 +166,14 @@ pub fn check_resolution(geometry: &Geometry, resolution: Pixels) -> Result<(), P
     })
 }
 
-/// One pre-norm block as a tract plan, `[tokens, D]` to `[tokens, D]`.
+/// One pre-norm block as a tract plan over the tokens of any number of images, `[rows, D]` to
+/// `[rows, D]`.
 fn block(weights: &Weights, index: usize, tokens: usize) -> TractResult<Arc<TypedRunnableModel>> {
     let mut graph = TypedModel::default();
-    let step = |part| BlockStep::new(weights, index, part);
-    let d = weights.geometry().dim;
-    let x = graph.add_source("tokens", f32::fact([tokens, d]))?;
+    let step = |part| BlockStep::new(weights, index, part, tokens);
+    let rows = graph.symbols.sym("rows").to_dim();
+    let d = weights.geometry().dim.to_dim();
+    let x = graph.add_source("tokens", f32::fact([rows, d]))?;
     let h = graph.wire_node("norm1", step(Part::Norm1), &[x])?[0];
     let qkv = graph.wire_node("query_key_value", step(Part::QueryKeyValue), &[h])?[0];
     let mixed = graph.wire_node("attention", step(Part::Attention), &[qkv])?[0];

@@ -4,6 +4,7 @@
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
 
 use super::{Activation, BlockWeights, Geometry, NormWeights, Pixels, Weights, positions};
+use crate::kernels::panels::Panels;
 
 /// Runs the whole ViT on one image `[3, resolution, resolution]` that is already normalised.
 ///
@@ -45,7 +46,7 @@ fn embed(weights: &Weights, image: &[f32], resolution: Pixels) -> Array2<f32> {
         image[(channel * resolution + row) * resolution + column]
     });
     let positions = positions::resize(e.positions, d, g.position_grid, grid);
-    let patches = pixels.dot(&matrix(e.patch_weight, 3 * patch * patch, d))
+    let patches = pixels.dot(&dense(e.patch_weight))
         + ArrayView1::from(e.patch_bias)
         + matrix(&positions, grid * grid, d);
     let mut tokens = Array2::zeros((g.tokens(resolution), d));
@@ -59,8 +60,8 @@ fn embed(weights: &Weights, image: &[f32], resolution: Pixels) -> Array2<f32> {
 
 fn block(g: &Geometry, w: &BlockWeights<'_>, x: Array2<f32>) -> Array2<f32> {
     let (d, heads, head_dim) = (g.dim, g.heads, g.head_dim());
-    let qkv = norm(&x, w.norm1, g.norm_eps).dot(&matrix(w.qkv_weight, d, 3 * d))
-        + ArrayView1::from(w.qkv_bias);
+    let qkv =
+        norm(&x, w.norm1, g.norm_eps).dot(&dense(w.qkv_weight)) + ArrayView1::from(w.qkv_bias);
     let mut context = Array2::zeros(x.dim());
     for head in 0..heads {
         let part = |k: usize| {
@@ -78,14 +79,14 @@ fn block(g: &Geometry, w: &BlockWeights<'_>, x: Array2<f32>) -> Array2<f32> {
             .slice_mut(s![.., head * head_dim..(head + 1) * head_dim])
             .assign(&scores.dot(&part(2)));
     }
-    let x = x + context.dot(&matrix(w.proj_weight, d, d)) + ArrayView1::from(w.proj_bias);
-    let hidden = norm(&x, w.norm2, g.norm_eps).dot(&matrix(w.fc1_weight, d, g.hidden))
-        + ArrayView1::from(w.fc1_bias);
+    let x = x + context.dot(&dense(w.proj_weight)) + ArrayView1::from(w.proj_bias);
+    let hidden =
+        norm(&x, w.norm2, g.norm_eps).dot(&dense(w.fc1_weight)) + ArrayView1::from(w.fc1_bias);
     let activated = match g.activation {
         Activation::Gelu => hidden.mapv(gelu),
         Activation::GeluTanh => hidden.mapv(gelu_tanh),
     };
-    x + activated.dot(&matrix(w.fc2_weight, g.hidden, d)) + ArrayView1::from(w.fc2_bias)
+    x + activated.dot(&dense(w.fc2_weight)) + ArrayView1::from(w.fc2_bias)
 }
 
 fn norm(x: &Array2<f32>, w: NormWeights<'_>, eps: f32) -> Array2<f32> {
@@ -130,6 +131,11 @@ fn erf(x: f64) -> f64 {
         sum += term;
     }
     std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
+}
+
+fn dense(weight: Panels<'_>) -> Array2<f32> {
+    Array2::from_shape_vec((weight.rows(), weight.cols()), weight.unpack())
+        .expect("a matrix has as many elements as its sides say")
 }
 
 fn matrix(values: &[f32], rows: usize, columns: usize) -> ArrayView2<'_, f32> {

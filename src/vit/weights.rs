@@ -2,7 +2,8 @@
 //!
 //! Layout: 8-byte magic, `u32` version, `u32` length of the postcard header, the header, zero
 //! padding to 64 bytes, then every tensor as little-endian `f32`, each starting on a 64-byte
-//! boundary. All matrices are stored `[in, out]`, row-major, so that a layer is `y = x W + b`.
+//! boundary. All matrices of the network are `[in, out]`, so that a layer is `y = x W + b`, and stored
+//! in [panels](crate::kernels::panels); positions and registers are row-major.
 //! Layer scale, where the model has one, is already multiplied into the projection behind it.
 
 use std::fs::{File, Permissions};
@@ -17,9 +18,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::Geometry;
+use crate::kernels::panels::Panels;
 
 const MAGIC: [u8; 8] = *b"fledgewt";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const ALIGNMENT: usize = 64;
 /// A header is a few hundred bytes; anything much longer is not one of ours.
 const MAX_HEADER: usize = 1 << 16;
@@ -74,7 +76,7 @@ pub enum WeightsError {
 #[derive(Debug, Clone, Copy)]
 pub struct EmbeddingWeights<'a> {
     /// `[3 * patch * patch, D]`; rows in channel, row, column order.
-    pub patch_weight: &'a [f32],
+    pub patch_weight: Panels<'a>,
     /// `[D]`
     pub patch_bias: &'a [f32],
     /// `[D]`, class token plus its position.
@@ -97,58 +99,86 @@ pub struct NormWeights<'a> {
 pub struct BlockWeights<'a> {
     pub norm1: NormWeights<'a>,
     /// `[D, 3 D]`: query, key and value side by side.
-    pub qkv_weight: &'a [f32],
+    pub qkv_weight: Panels<'a>,
     /// `[3 D]`
     pub qkv_bias: &'a [f32],
     /// `[D, D]`
-    pub proj_weight: &'a [f32],
+    pub proj_weight: Panels<'a>,
     /// `[D]`
     pub proj_bias: &'a [f32],
     pub norm2: NormWeights<'a>,
     /// `[D, hidden]`
-    pub fc1_weight: &'a [f32],
+    pub fc1_weight: Panels<'a>,
     /// `[hidden]`
     pub fc1_bias: &'a [f32],
     /// `[hidden, D]`
-    pub fc2_weight: &'a [f32],
+    pub fc2_weight: Panels<'a>,
     /// `[D]`
     pub fc2_bias: &'a [f32],
 }
 
-/// Lengths of all tensors in file order: embedding, blocks, final norm.
-fn tensor_lengths(g: &Geometry) -> Vec<usize> {
+/// How a tensor is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    /// So many numbers, as they are.
+    Plain(usize),
+    /// `[rows, cols]` in panels.
+    Panels(usize, usize),
+}
+
+impl Stored {
+    /// Numbers of the tensor itself.
+    fn given(self) -> usize {
+        match self {
+            Self::Plain(len) => len,
+            Self::Panels(rows, cols) => rows * cols,
+        }
+    }
+
+    /// Numbers in the file.
+    fn len(self) -> usize {
+        match self {
+            Self::Plain(len) => len,
+            Self::Panels(rows, cols) => Panels::len(rows, cols),
+        }
+    }
+}
+
+/// All tensors in file order: embedding, blocks, final norm.
+fn layout(g: &Geometry) -> Vec<Stored> {
+    use Stored::{Panels, Plain};
     let d = g.dim;
-    let mut lengths = vec![
-        3 * g.patch * g.patch * d,
-        d,
-        d,
-        g.registers * d,
-        g.position_grid * g.position_grid * d,
+    let mut tensors = vec![
+        Panels(3 * g.patch * g.patch, d),
+        Plain(d),
+        Plain(d),
+        Plain(g.registers * d),
+        Plain(g.position_grid * g.position_grid * d),
     ];
     for _ in 0..g.depth {
-        lengths.extend([
-            d,
-            d,
-            3 * d * d,
-            3 * d,
-            d * d,
-            d,
-            d,
-            d,
-            d * g.hidden,
-            g.hidden,
-            g.hidden * d,
-            d,
+        tensors.extend([
+            Plain(d),
+            Plain(d),
+            Panels(d, 3 * d),
+            Plain(3 * d),
+            Panels(d, d),
+            Plain(d),
+            Plain(d),
+            Plain(d),
+            Panels(d, g.hidden),
+            Plain(g.hidden),
+            Panels(g.hidden, d),
+            Plain(d),
         ]);
     }
-    lengths.extend([d, d]);
-    lengths
+    tensors.extend([Plain(d), Plain(d)]);
+    tensors
 }
 
 const EMBEDDING_TENSORS: usize = 5;
 const BLOCK_TENSORS: usize = 12;
 
-/// The tensors of a model in file order, as an import produces them.
+/// The tensors of a model in file order, as an import produces them: matrices `[in, out]`, row-major.
 ///
 /// Order: patch weight, patch bias, class token, registers, positions; for each block norm1 gain
 /// and bias, qkv weight and bias, projection weight and bias, norm2 gain and bias, fc1 weight and
@@ -198,9 +228,9 @@ impl Weights {
         preprocessing: &Preprocessing,
         tensors: &Tensors,
     ) -> Result<ContentHash, WeightsError> {
-        let lengths = tensor_lengths(geometry);
-        let given: Vec<usize> = tensors.0.iter().map(Vec::len).collect();
-        if lengths != given {
+        let layout = layout(geometry);
+        let given = tensors.0.iter().map(Vec::len);
+        if !layout.iter().map(|stored| stored.given()).eq(given) {
             return Err(malformed(
                 path,
                 "tensor lengths do not fit the geometry".into(),
@@ -212,7 +242,7 @@ impl Weights {
             preprocessing: *preprocessing,
             hash,
         };
-        write_file(path, &header, tensors).map_err(|source| io_error(path, source))?;
+        write_file(path, &header, tensors, &layout).map_err(|source| io_error(path, source))?;
         Ok(hash)
     }
 
@@ -228,9 +258,10 @@ impl Weights {
         let map = unsafe { Mmap::map(&file) }.map_err(|source| io_error(path, source))?;
         let mut offset = start;
         let mut tensors = Vec::new();
-        for length in tensor_lengths(&header.geometry) {
-            tensors.push(offset..offset + length * size_of::<f32>());
-            offset = (offset + length * size_of::<f32>()).next_multiple_of(ALIGNMENT);
+        for stored in layout(&header.geometry) {
+            let end = offset + stored.len() * size_of::<f32>();
+            tensors.push(offset..end);
+            offset = end.next_multiple_of(ALIGNMENT);
         }
         let end = tensors.last().map_or(0, |range| range.end);
         if end > map.len() {
@@ -270,8 +301,10 @@ impl Weights {
     }
 
     pub fn embedding(&self) -> EmbeddingWeights<'_> {
+        let geometry = self.geometry();
+        let inputs = 3 * geometry.patch * geometry.patch;
         EmbeddingWeights {
-            patch_weight: self.tensor(0),
+            patch_weight: Panels::new(self.tensor(0), inputs, geometry.dim),
             patch_bias: self.tensor(1),
             class_token: self.tensor(2),
             registers: self.tensor(3),
@@ -287,22 +320,24 @@ impl Weights {
         assert!(index < self.0.header.geometry.depth, "block out of range");
         let first = EMBEDDING_TENSORS + index * BLOCK_TENSORS;
         let at = |k: usize| self.tensor(first + k);
+        let matrix = |k: usize, rows, cols| Panels::new(at(k), rows, cols);
+        let (d, hidden) = (self.geometry().dim, self.geometry().hidden);
         BlockWeights {
             norm1: NormWeights {
                 gain: at(0),
                 bias: at(1),
             },
-            qkv_weight: at(2),
+            qkv_weight: matrix(2, d, 3 * d),
             qkv_bias: at(3),
-            proj_weight: at(4),
+            proj_weight: matrix(4, d, d),
             proj_bias: at(5),
             norm2: NormWeights {
                 gain: at(6),
                 bias: at(7),
             },
-            fc1_weight: at(8),
+            fc1_weight: matrix(8, d, hidden),
             fc1_bias: at(9),
-            fc2_weight: at(10),
+            fc2_weight: matrix(10, hidden, d),
             fc2_bias: at(11),
         }
     }
@@ -372,7 +407,12 @@ fn content_hash(g: &Geometry, p: &Preprocessing, tensors: &Tensors) -> ContentHa
     ContentHash(hasher.finalize().into())
 }
 
-fn write_file(path: &Path, header: &Header, tensors: &Tensors) -> io::Result<()> {
+fn write_file(
+    path: &Path,
+    header: &Header,
+    tensors: &Tensors,
+    layout: &[Stored],
+) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     // As any new file: a service of another user reads models too.
     let mut temporary = tempfile::Builder::new()
@@ -388,10 +428,15 @@ fn write_file(path: &Path, header: &Header, tensors: &Tensors) -> io::Result<()>
             .to_le_bytes(),
     )?;
     out.write_all(&encoded)?;
-    for tensor in &tensors.0 {
+    for (tensor, stored) in tensors.0.iter().zip(layout) {
         let position = usize::try_from(out.stream_position()?).map_err(io::Error::other)?;
         out.write_all(&vec![0; position.next_multiple_of(ALIGNMENT) - position])?;
-        out.write_all(&little_endian(tensor))?;
+        match *stored {
+            Stored::Plain(_) => out.write_all(&little_endian(tensor))?,
+            Stored::Panels(rows, cols) => {
+                out.write_all(&little_endian(&Panels::pack(tensor, rows, cols)))?;
+            }
+        }
     }
     out.flush()?;
     drop(out);

@@ -1,7 +1,9 @@
 //! Cuts a product into cache blocks and register tiles.
 
 use super::Kernel;
+use super::right::{Order, Right};
 use crate::kernels::matmul::{MatMut, MatRef};
+use crate::kernels::panels::{Panels, PanelsT};
 use crate::kernels::threads;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -25,6 +27,10 @@ pub(super) struct Tile {
     pub b_row: usize,
     pub cols: usize,
     pub packed: *mut f32,
+    /// Any address: what to fetch while the tile is computed, and floats to go on by every four
+    /// steps.
+    pub ahead: *const f32,
+    pub ahead_step: usize,
     pub c: *mut f32,
     pub c_row: usize,
     pub alpha: f32,
@@ -38,6 +44,9 @@ pub(super) type PackFn = unsafe fn(*const f32, usize, usize, usize, *mut f32, us
 
 /// Floats in the packed panel: 512 rows of two AVX-512 vectors.
 const PANEL: usize = 512 * 32;
+
+/// Tiles that ask for the next columns between them, a fourth of the rows each.
+const TILES_AHEAD: usize = 4;
 
 /// Fewest floats of B taken to come from memory rather than a cache, and most rows of A that do
 /// not hide its latency.
@@ -91,31 +100,86 @@ impl Kernel {
         } else {
             self.depth
         };
+        let right = Right {
+            data: b.data.as_ptr(),
+            order: if b.col_stride == 1 {
+                Order::Rows(b.row_stride)
+            } else {
+                Order::Columns(b.col_stride)
+            },
+        };
         let job = Job {
-            kernel: self,
             depth,
+            alpha,
+            ..self.job(a, right, beta, c)
+        };
+        job.run(b.cols);
+    }
+
+    /// `C = A B + beta C` with A `[m, k]`, B `[k, n]` in panels, C `[m, n]`; with `beta` 0, C is not
+    /// read.
+    ///
+    /// # Panics
+    /// When the shapes do not agree.
+    pub fn multiply_panels(&self, a: MatRef<'_>, b: Panels<'_>, beta: f32, c: MatMut<'_>) {
+        let right = Right {
+            data: b.data().as_ptr(),
+            order: Order::Panels(b.stride()),
+        };
+        self.multiply_frozen(a, right, (b.rows(), b.cols()), beta, c);
+    }
+
+    /// `C = A B^T + beta C` with A `[m, k]`, B `[n, k]` in panels, C `[m, n]`; with `beta` 0, C is not
+    /// read.
+    ///
+    /// # Panics
+    /// When the shapes do not agree.
+    pub fn multiply_panels_t(&self, a: MatRef<'_>, b: PanelsT<'_>, beta: f32, c: MatMut<'_>) {
+        let PanelsT(b) = b;
+        let right = Right {
+            data: b.data().as_ptr(),
+            order: Order::PanelsTransposed(b.stride()),
+        };
+        self.multiply_frozen(a, right, (b.cols(), b.rows()), beta, c);
+    }
+
+    fn multiply_frozen(
+        &self,
+        a: MatRef<'_>,
+        right: Right,
+        (inner, cols): (usize, usize),
+        beta: f32,
+        c: MatMut<'_>,
+    ) {
+        assert!(
+            a.cols == inner && a.rows == c.rows && cols == c.cols,
+            "matrix shapes do not agree"
+        );
+        if a.rows == 0 || cols == 0 {
+            return;
+        }
+        if inner == 0 {
+            return scale(beta, c);
+        }
+        self.job(a, right, beta, c).run(cols);
+    }
+
+    /// `C = A B + beta C`, the shapes being checked.
+    fn job(&self, a: MatRef<'_>, b: Right, beta: f32, c: MatMut<'_>) -> Job<'_> {
+        Job {
+            kernel: self,
+            depth: self.depth,
             rows: a.rows,
             inner: a.cols,
             a: a.data.as_ptr(),
             a_row: a.row_stride,
             a_col: a.col_stride,
-            b: b.data.as_ptr(),
-            b_row: b.row_stride,
-            b_col: b.col_stride,
+            b,
             c: c.data.as_mut_ptr(),
             c_row: c.row_stride,
-            alpha,
+            alpha: 1.0,
             beta,
-        };
-        let threads = if a.rows * a.cols * b.cols < SHARED_PRODUCTS {
-            1
-        } else {
-            threads::at_hand()
-        };
-        // SAFETY: the views hold their last element, so every element of the product; C is
-        // borrowed exclusively and cannot overlap A or B, and a kernel exists only where its
-        // instruction set does.
-        unsafe { job.columns(0..b.cols, threads) }
+        }
     }
 }
 
@@ -129,9 +193,7 @@ struct Job<'k> {
     a: *const f32,
     a_row: usize,
     a_col: usize,
-    b: *const f32,
-    b_row: usize,
-    b_col: usize,
+    b: Right,
     c: *mut f32,
     c_row: usize,
     alpha: f32,
@@ -142,6 +204,19 @@ struct Job<'k> {
 unsafe impl Sync for Job<'_> {}
 
 impl Job<'_> {
+    /// Computes all `cols` columns of C. The caller still holds the views that the job was made of.
+    fn run(&self, cols: usize) {
+        let threads = if self.rows * self.inner * cols < SHARED_PRODUCTS {
+            1
+        } else {
+            threads::at_hand()
+        };
+        // SAFETY: the views hold their last element, so every element of the product; C is
+        // borrowed exclusively and cannot overlap A or B, and a kernel exists only where its
+        // instruction set does.
+        unsafe { self.columns(0..cols, threads) }
+    }
+
     /// Computes some columns of C, halved between threads. An element is the sum of the same terms
     /// in the same order however many threads there are.
     ///
@@ -172,14 +247,13 @@ impl Job<'_> {
                         kernel: self.kernel,
                         rows,
                         depth,
-                        cols: columns.len(),
+                        first: p,
+                        columns: columns.clone(),
                         a: self.a.add(row * self.a_row + p * self.a_col),
                         a_row: self.a_row,
                         a_col: self.a_col,
-                        b: self.b.add(p * self.b_row + columns.start * self.b_col),
-                        b_row: self.b_row,
-                        b_col: self.b_col,
-                        c: self.c.add(row * self.c_row + columns.start),
+                        b: self.b,
+                        c: self.c.add(row * self.c_row),
                         c_row: self.c_row,
                         alpha: self.alpha,
                         beta: if p == 0 { self.beta } else { 1.0 },
@@ -199,18 +273,18 @@ fn scale(beta: f32, c: MatMut<'_>) {
     }
 }
 
-/// A block of A whose rows fit the second-level cache, all of B's columns beside it.
+/// A block of A whose rows fit the second-level cache, and the columns of B beside it.
 struct Block<'a> {
     kernel: &'a Kernel,
     rows: usize,
+    /// Rows of B, the first of them `first`.
     depth: usize,
-    cols: usize,
+    first: usize,
+    columns: Range<usize>,
     a: *const f32,
     a_row: usize,
     a_col: usize,
-    b: *const f32,
-    b_row: usize,
-    b_col: usize,
+    b: Right,
     c: *mut f32,
     c_row: usize,
     alpha: f32,
@@ -223,27 +297,38 @@ impl Block<'_> {
     unsafe fn multiply(&self, packed: *mut f32) {
         let kernel = self.kernel;
         let widest = kernel.lanes * kernel.vectors;
-        for col in (0..self.cols).step_by(widest) {
-            let cols = (self.cols - col).min(widest);
+        for col in self.columns.clone().step_by(widest) {
+            let cols = (self.columns.end - col).min(widest);
             let vectors = cols.div_ceil(kernel.lanes);
             let width = vectors * kernel.lanes;
-            // A panel of one tile is read where it lies unless its last vector is short.
-            let in_place = self.b_col == 1 && self.rows <= kernel.rows && cols == width;
-            // SAFETY: `col < cols`.
-            let b = unsafe { self.b.add(col * self.b_col) };
-            if self.b_col != 1 {
-                // SAFETY: a view has unit stride along one side, so B's columns are contiguous;
-                // the panel holds `depth * width` floats for every kernel.
+            // SAFETY: `col` is one of B's columns and `first` one of its rows.
+            let b = unsafe { self.b.at(self.first, col) };
+            let stride = self.b.row_stride();
+            if stride.is_none() {
+                // SAFETY: B's columns are contiguous here, or pieces of them; the panel holds
+                // `depth * width` floats for every kernel.
                 unsafe {
-                    (kernel.pack_transposed)(b, self.b_col, self.depth, cols, packed, width);
+                    let (rows, cols) = ((self.first, self.depth), (col, cols));
+                    self.b
+                        .pack_transposed(kernel.pack_transposed, rows, cols, packed, width);
                 }
             }
+            // Rows that follow each other already, or that one tile reads once, are read where they
+            // lie unless the last vector is short.
+            let in_place = stride.is_some_and(|stride| stride == width || self.rows <= kernel.rows)
+                && (cols == width || self.b.is_padded());
+            // Panels that come from memory are asked for while those before are computed: the first
+            // tiles, two cache lines every four steps, cover the next columns between them.
+            let (ahead, ahead_step) = match self.b.order {
+                Order::Panels(_) if in_place => (self.b.offset(self.first, col + widest), width),
+                _ => (self.b.offset(self.first, col), 0),
+            };
+            let ahead = self.b.data.wrapping_add(ahead);
             for (i, (row, rows)) in parts(self.rows, kernel.rows).enumerate() {
-                let pack = self.b_col == 1 && i == 0 && !in_place;
-                let (b, b_row) = if pack || in_place {
-                    (b, self.b_row)
-                } else {
-                    (packed.cast_const(), width)
+                let pack = i == 0 && !in_place && stride.is_some();
+                let (b, b_row) = match stride {
+                    Some(stride) if pack || in_place => (b, stride),
+                    _ => (packed.cast_const(), width),
                 };
                 // SAFETY: the tile lies inside the block; `packed` was filled by the transposing
                 // pack or by the first tile of this column unless this tile does so.
@@ -257,6 +342,9 @@ impl Block<'_> {
                         b_row,
                         cols,
                         packed,
+                        ahead: ahead
+                            .wrapping_add(i.min(TILES_AHEAD) * (self.depth / 4) * ahead_step),
+                        ahead_step: if i < TILES_AHEAD { ahead_step } else { 0 },
                         c: self.c.add(row * self.c_row + col),
                         c_row: self.c_row,
                         alpha: self.alpha,

@@ -9,6 +9,9 @@ use std::arch::asm;
 /// the last-level cache at about ten cycles a row.
 const ROWS_AHEAD: usize = 16;
 
+/// Floats in a cache line.
+const CACHE_LINE: usize = 16;
+
 /// One tile of C: `ROWS` rows (at most 14) by `VECTORS` vectors, the last of them possibly short.
 ///
 /// The rows are spelled out and the pointers kept opaque because LLVM, given loops over rows,
@@ -76,7 +79,13 @@ pub(super) unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, co
             };
         }
         let fours = if t.a_col == 1 { t.depth / 4 } else { 0 };
+        let mut ahead = t.ahead;
         for _ in 0..fours {
+            if !PACK {
+                V::prefetch(ahead);
+                V::prefetch(ahead.wrapping_add(CACHE_LINE));
+                ahead = ahead.wrapping_add(t.ahead_step);
+            }
             step!(0);
             step!(1);
             step!(2);

@@ -20,6 +20,7 @@ mod blocking;
 mod broadcast;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod right;
 #[cfg(test)]
 mod tests;
 mod vector;

@@ -1,7 +1,10 @@
 //! Every kernel this machine can run, and the portable path, against the naive product.
 
 use super::Kernel;
-use crate::kernels::matmul::{MatMut, MatRef, matmul_naive, matmul_portable};
+use crate::kernels::matmul::{
+    MatMut, MatRef, matmul_naive, matmul_panels_portable, matmul_panels_t_portable, matmul_portable,
+};
+use crate::kernels::panels::Panels;
 use proptest::prelude::*;
 
 /// A product over matrices inside wider storage, either factor possibly transposed.
@@ -104,6 +107,38 @@ impl Product {
         prop_assert!(close(&self.run(matmul_portable)), "portable: {:?}", self);
         Ok(())
     }
+
+    /// The same product with B in panels, or with the transpose of what is in panels.
+    fn check_panels(&self) -> Result<(), TestCaseError> {
+        let product = Self {
+            alpha: 1.0,
+            gaps: [self.gaps[0], 0, self.gaps[2]],
+            ..self.clone()
+        };
+        let want = product.run(matmul_naive);
+        let tolerance = 1e-6 * (self.k as f32 + 4.0);
+        let close = |got: &[f32]| {
+            got.iter()
+                .zip(&want)
+                .all(|(got, want)| (got - want).abs() <= tolerance)
+        };
+        let (rows, cols) = product.stored(1, (self.k, self.n));
+        let packed = Panels::pack(&product.factors()[1][..rows * cols], rows, cols);
+        let panels = Panels::new(&packed, rows, cols);
+        for kernel in Kernel::available() {
+            let got = product.run(|_, a, _, beta, c| match product.transposed[1] {
+                false => kernel.multiply_panels(a, panels, beta, c),
+                true => kernel.multiply_panels_t(a, panels.t(), beta, c),
+            });
+            prop_assert!(close(&got), "{}: {:?}", kernel.name(), product);
+        }
+        let got = product.run(|_, a, _, beta, c| match product.transposed[1] {
+            false => matmul_panels_portable(a, panels, beta, c),
+            true => matmul_panels_t_portable(a, panels.t(), beta, c),
+        });
+        prop_assert!(close(&got), "portable: {:?}", product);
+        Ok(())
+    }
 }
 
 /// Sides around the tile sizes, and past the cache blocks now and then.
@@ -128,7 +163,9 @@ proptest! {
         alpha in factor(),
         beta in factor(),
     ) {
-        Product { m, k, n, gaps, transposed, alpha, beta }.check()?;
+        let product = Product { m, k, n, gaps, transposed, alpha, beta };
+        product.check()?;
+        product.check_panels()?;
     }
 }
 

@@ -1,6 +1,5 @@
 //! The low-rank adapter of one projection.
 
-use crate::kernels::linear::product;
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 
 /// What is learned about one projection: it becomes `h W + bias + ((h A) C) B^T`.
@@ -42,12 +41,19 @@ fn low_rank_products<'s>(
         "an adapter's rank is above the block shape's"
     );
     let (z, u) = low_rank[..2 * len].split_at_mut(len);
-    product(normed, MatRef::new(adapter.a, dim, adapter.rank), 0.0, z);
-    product(
-        z,
-        MatRef::new(adapter.c, adapter.rank, adapter.rank),
+    let (rows, rank) = (normed.len() / dim, adapter.rank);
+    let (h, a) = (
+        MatRef::new(normed, rows, dim),
+        MatRef::new(adapter.a, dim, rank),
+    );
+    matmul(1.0, h, a, 0.0, MatMut::new(z, rows, rank));
+    let c = MatRef::new(adapter.c, rank, rank);
+    matmul(
+        1.0,
+        MatRef::new(z, rows, rank),
+        c,
         0.0,
-        u,
+        MatMut::new(u, rows, rank),
     );
     (z, u)
 }

@@ -10,12 +10,11 @@ use tract_onnx::tract_core::internal::*;
 use crate::kernels::attention::{AttentionShape, attention_forward};
 use crate::kernels::gelu::{gelu_forward, gelu_tanh_forward};
 use crate::kernels::linear::linear;
-use crate::kernels::matmul::MatRef;
 use crate::kernels::norm::layer_norm_forward;
 use crate::vit::{Activation, NormWeights, Weights};
 
-/// Rows of the MLP's hidden layer that exist at a time.
-const MLP_ROWS: usize = 128;
+/// Most rows of the MLP's hidden layer that exist at a time.
+const MLP_ROWS: usize = 160;
 
 /// A part of a pre-norm block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,20 +27,23 @@ pub(super) enum Part {
     Mlp,
 }
 
-/// One part of one block over `[tokens, width]`.
+/// One part of one block over the tokens of some images, `[images * tokens, width]`.
 #[derive(Debug, Clone)]
 pub(super) struct BlockStep {
     weights: Weights,
     block: usize,
     part: Part,
+    /// Tokens of one image.
+    tokens: usize,
 }
 
 impl BlockStep {
-    pub(super) fn new(weights: &Weights, block: usize, part: Part) -> Self {
+    pub(super) fn new(weights: &Weights, block: usize, part: Part, tokens: usize) -> Self {
         Self {
             weights: weights.clone(),
             block,
             part,
+            tokens,
         }
     }
 
@@ -55,41 +57,41 @@ impl BlockStep {
         }
     }
 
-    /// x `[tokens, in]`, y `[tokens, width]`.
+    /// x `[rows, in]`, y `[rows, width]`.
     fn compute(&self, x: &[f32], y: &mut [f32]) {
         let geometry = self.weights.geometry();
         let w = self.weights.block(self.block);
-        let (d, tokens) = (geometry.dim, y.len() / self.width());
+        let (d, rows) = (geometry.dim, y.len() / self.width());
         match self.part {
             Part::Norm1 => self.norm(&w.norm1, x, y),
             Part::Norm2 => self.norm(&w.norm2, x, y),
-            Part::QueryKeyValue => {
-                linear(x, MatRef::new(w.qkv_weight, d, 3 * d), w.qkv_bias, y);
-            }
+            Part::QueryKeyValue => linear(x, w.qkv_weight, w.qkv_bias, y),
             Part::Attention => {
                 let shape = AttentionShape {
-                    tokens,
+                    tokens: self.tokens,
                     heads: geometry.heads,
                     head_dim: geometry.head_dim(),
-                    tile: tokens,
+                    tile: self.tokens,
                 };
-                attention_forward(&shape, x, y, &mut vec![0.0; shape.forward_scratch()]);
+                let mut scratch = vec![0.0; shape.forward_scratch()];
+                let images = x.chunks_exact(3 * self.tokens * d);
+                for (x, y) in images.zip(y.chunks_exact_mut(self.tokens * d)) {
+                    attention_forward(&shape, x, y, &mut scratch);
+                }
             }
-            Part::Projection => linear(x, MatRef::new(w.proj_weight, d, d), w.proj_bias, y),
+            Part::Projection => linear(x, w.proj_weight, w.proj_bias, y),
             Part::Mlp => {
                 let hidden = geometry.hidden;
-                let fc1 = MatRef::new(w.fc1_weight, d, hidden);
-                let fc2 = MatRef::new(w.fc2_weight, hidden, d);
-                let mut tile = vec![0.0; tokens.min(MLP_ROWS) * hidden];
-                let rows = x.chunks(MLP_ROWS * d);
-                for (x, y) in rows.zip(y.chunks_mut(MLP_ROWS * d)) {
+                let most = rows.div_ceil(rows.div_ceil(MLP_ROWS));
+                let mut tile = vec![0.0; most * hidden];
+                for (x, y) in x.chunks(most * d).zip(y.chunks_mut(most * d)) {
                     let tile = &mut tile[..x.len() / d * hidden];
-                    linear(x, fc1, w.fc1_bias, tile);
+                    linear(x, w.fc1_weight, w.fc1_bias, tile);
                     match geometry.activation {
                         Activation::Gelu => gelu_forward(tile),
                         Activation::GeluTanh => gelu_tanh_forward(tile),
                     }
-                    linear(tile, fc2, w.fc2_bias, y);
+                    linear(tile, w.fc2_weight, w.fc2_bias, y);
                 }
             }
         }
@@ -107,7 +109,7 @@ impl BlockStep {
 impl PartialEq for BlockStep {
     fn eq(&self, other: &Self) -> bool {
         self.weights.same_file(&other.weights)
-            && (self.block, self.part) == (other.block, other.part)
+            && (self.block, self.part, self.tokens) == (other.block, other.part, other.tokens)
     }
 }
 

@@ -18,7 +18,7 @@ fn geometry() -> Geometry {
 }
 
 fn tensors(g: &Geometry) -> Tensors {
-    let lengths = tensor_lengths(g).into_iter().enumerate();
+    let lengths = layout(g).into_iter().map(Stored::given).enumerate();
     Tensors(
         lengths
             .map(|(k, n)| (0..n).map(|i| (k * 1000 + i) as f32).collect())
@@ -36,13 +36,14 @@ fn what_was_written_is_mapped_aligned_and_in_place() {
     assert_eq!((weights.geometry(), weights.hash()), (&g, hash));
     assert_eq!(weights.embedding().positions, tensors.0[4]);
     let second = EMBEDDING_TENSORS + BLOCK_TENSORS;
-    assert_eq!(weights.block(1).qkv_weight, tensors.0[second + 2]);
+    assert_eq!(weights.block(1).qkv_weight.unpack(), tensors.0[second + 2]);
     assert_eq!(weights.block(1).fc2_bias, tensors.0[second + 11]);
     assert_eq!(weights.final_norm().bias, tensors.0[tensors.0.len() - 1]);
     assert!(
         weights
             .block(0)
             .fc1_weight
+            .data()
             .as_ptr()
             .addr()
             .is_multiple_of(ALIGNMENT)
