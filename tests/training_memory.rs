@@ -127,10 +127,16 @@ fn draw(folder: &Path, task: &str, classes: usize, images: u32) -> PathBuf {
 
 /// What learning one task after another showed: allocations in each epoch behind a task's first,
 /// and the highest live bytes while training beyond those before learning.
-fn learn(learner: &mut Learner, task: &Path, budget: usize, epochs: usize) -> (Vec<usize>, usize) {
+fn learn(
+    learner: &mut Learner,
+    task: &Path,
+    rank: Option<usize>,
+    budget: usize,
+    epochs: usize,
+) -> (Vec<usize>, usize) {
     let mut settings = LearnSettings {
         budget,
-        rank: Some(4),
+        rank,
         ..LearnSettings::default()
     };
     (settings.fit.epochs, settings.fit.core_epochs) = (epochs, epochs);
@@ -157,15 +163,15 @@ fn an_epoch_allocates_nothing_and_training_stays_within_its_budget() {
         seed: 1,
         ..Setup::default()
     };
-    for threads in [1, 2] {
+    for (threads, rank) in [(1, Some(4)), (2, Some(4)), (1, None), (2, None)] {
         let mut learner = Learner::new(weights.clone(), "small", &setup, threads).unwrap();
         for (task, classes) in [("first", 3), ("second", 4)] {
             let task = draw(folder.path(), task, classes, 14);
             let settings = LearnSettings::default();
             let plan = learner.plan(classes, 14 * classes, &settings).unwrap();
-            let (allocations, peak) = learn(&mut learner, &task, plan.bytes(), 4);
+            let (allocations, peak) = learn(&mut learner, &task, rank, plan.bytes(), 4);
             eprintln!(
-                "{threads} threads: {allocations:?}, peak {peak} of {}",
+                "{threads} threads, rank {rank:?}: {allocations:?}, peak {peak} of {}",
                 plan.bytes()
             );
             assert!(

@@ -6,11 +6,15 @@
 //! rank pushes a task that needs little to a small one. What the weights learn stays for later
 //! tasks.
 
+use heapless::Vec as Few;
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 /// Ranks to choose from unless asked otherwise.
 pub const CANDIDATES: [usize; 4] = [2, 4, 8, 16];
+
+/// Most candidates there can be.
+const MOST: usize = CANDIDATES.len();
 
 /// Weight of the expected rank, as a share of the largest candidate, in the loss.
 const COST: f32 = 0.02;
@@ -21,9 +25,9 @@ const TEMPERATURES: [f32; 2] = [1.0, 0.5];
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RankSelector {
     /// Ascending, at least one.
-    candidates: Vec<usize>,
+    candidates: Few<usize, MOST>,
     /// w_r of each candidate.
-    weights: Vec<f32>,
+    weights: Few<f32, MOST>,
 }
 
 /// What was chosen for a task, and on what grounds.
@@ -33,13 +37,13 @@ pub struct RankChoice {
     /// H(T): validation loss in nats after a brief pretraining.
     pub difficulty: f64,
     /// Each candidate with p(r | T), ascending by rank.
-    pub probabilities: Vec<(usize, f64)>,
+    pub probabilities: Few<(usize, f64), MOST>,
 }
 
 /// One draw of the selection: probabilities with Gumbel noise, and the gates that follow.
 #[derive(Debug, Clone, Default)]
 pub struct Draw {
-    probabilities: Vec<f32>,
+    probabilities: Few<f32, MOST>,
     temperature: f32,
 }
 
@@ -47,12 +51,11 @@ impl RankSelector {
     /// A selector without preference among [`CANDIDATES`] up to `most`, the rank of the bases. Where
     /// all of them are larger, `most` is the only candidate.
     pub fn new(most: usize) -> Self {
-        let mut candidates: Vec<usize> = CANDIDATES.into_iter().filter(|&r| r <= most).collect();
-        if candidates.is_empty() {
-            candidates.push(most);
-        }
+        let smallest = CANDIDATES[0].min(most);
+        let others = CANDIDATES.into_iter().skip(1).filter(|&r| r <= most);
+        let candidates: Few<usize, MOST> = std::iter::once(smallest).chain(others).collect();
         Self {
-            weights: vec![0.0; candidates.len()],
+            weights: candidates.iter().map(|_| 0.0).collect(),
             candidates,
         }
     }
@@ -77,12 +80,13 @@ impl RankSelector {
         difficulty: f32,
         temperature: f32,
         noise: impl Fn(usize) -> f32,
-    ) -> Vec<f32> {
-        let logits: Vec<f32> = (0..self.weights.len())
-            .map(|i| (self.weights[i] * difficulty + noise(i)) / temperature)
+    ) -> Few<f32, MOST> {
+        let weights = self.weights.iter().enumerate();
+        let mut p: Few<f32, MOST> = weights
+            .map(|(i, w)| (w * difficulty + noise(i)) / temperature)
             .collect();
-        let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut p: Vec<f32> = logits.iter().map(|l| (l - top).exp()).collect();
+        let top = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        p.iter_mut().for_each(|p| *p = (*p - top).exp());
         let sum: f32 = p.iter().sum();
         p.iter_mut().for_each(|p| *p /= sum);
         p
@@ -93,7 +97,7 @@ impl RankSelector {
     pub fn draw(&self, difficulty: f32, progress: f32, rng: &mut impl Rng) -> Draw {
         let [first, last] = TEMPERATURES;
         let temperature = first + (last - first) * progress.clamp(0.0, 1.0);
-        let noise: Vec<f32> = self
+        let noise: Few<f32, MOST> = self
             .weights
             .iter()
             .map(|_| {
@@ -119,7 +123,7 @@ impl RankSelector {
     /// included.
     pub fn backward(&self, draw: &Draw, difficulty: f32, d_gates: &[f32], d_weights: &mut [f32]) {
         let most = self.most() as f32;
-        let d_p: Vec<f32> = self
+        let d_p: Few<f32, MOST> = self
             .candidates
             .iter()
             .map(|&r| d_gates[..r].iter().sum::<f32>() + COST * r as f32 / most)
@@ -189,7 +193,7 @@ mod tests {
     #[test]
     fn the_gradient_of_the_weights_matches_central_differences() {
         let mut selector = RankSelector::new(16);
-        selector.weights = vec![0.3, -0.2, 0.5, 0.1];
+        selector.weights = [0.3, -0.2, 0.5, 0.1].into();
         let pull: Vec<f32> = (0..16).map(|k| (k as f32 * 0.7).sin()).collect();
         let loss = |selector: &RankSelector| -> f32 {
             let draw = selector.draw(0.8, 0.3, &mut ChaCha8Rng::seed_from_u64(9));
@@ -230,7 +234,7 @@ mod tests {
     #[test]
     fn a_harder_task_follows_the_learned_weights_further() {
         let mut selector = RankSelector::new(16);
-        selector.weights = vec![0.0, 0.0, 1.0, 0.0];
+        selector.weights = [0.0, 0.0, 1.0, 0.0].into();
         let p = |difficulty| selector.choose(difficulty).probabilities[2].1;
         assert_eq!(selector.choose(0.5).rank, 8);
         assert!(p(2.0) > p(0.5));

@@ -22,13 +22,11 @@ impl Adam {
         }
     }
 
-    /// Goes on with the parameters at `kept` only, ascending.
-    pub fn keep(&mut self, kept: &[usize]) {
+    /// Goes on with some of the parameters only, told by their index.
+    pub fn keep(&mut self, kept: impl Fn(usize) -> bool) {
         for moments in [&mut self.first, &mut self.second] {
-            for (to, &from) in kept.iter().enumerate() {
-                moments[to] = moments[from];
-            }
-            moments.truncate(kept.len());
+            let mut index = 0..;
+            moments.retain(|_| index.next().is_some_and(&kept));
         }
     }
 
@@ -79,7 +77,7 @@ mod tests {
         let (mut x, mut y) = (vec![1.0f32, 2.0, 3.0], vec![2.0f32]);
         both.update(&mut x, &[0.3, 0.7, -0.2], |_| 0.1);
         alone.update(&mut y, &[0.7], |_| 0.1);
-        both.keep(&[1]);
+        both.keep(|index| index == 1);
         let mut x = vec![x[1]];
         both.update(&mut x, &[-0.1], |_| 0.1);
         alone.update(&mut y, &[-0.1], |_| 0.1);

@@ -112,7 +112,7 @@ impl Selection {
     /// Chooses, and cuts M and N to the rank.
     pub fn end(&mut self, difficulty: f64, parameters: &mut Parameters, adam: &mut Adam) {
         let choice = self.selector.choose(difficulty);
-        adam.keep(&parameters.truncate(choice.rank));
+        adam.keep(parameters.truncate(choice.rank));
         self.choice = Some(choice);
     }
 
