@@ -24,6 +24,8 @@ from torch.nn import functional as F
 D, HEADS, HIDDEN, DEPTH, PATCH, RANK, PROMPTS = 384, 6, 1536, 12, 14, 16, 8
 ROUNDS, SECONDS = 3, 2.0
 CORES = os.cpu_count() or 1
+# fledge's default, and one that keeps everything; the peers take what they like.
+BUDGETS = ("8MiB", "64MiB")
 OUTPUT = "/backbone/layernorm/Add_1_output_0"
 
 
@@ -182,7 +184,7 @@ def onnxruntime_forward(resolution, threads, many):
 
 
 def torch_task(folder, epochs):
-    """A straightforward LoRA script: decode, frozen prefix once, epochs over the cache, evaluate."""
+    """A straightforward LoRA script: decode all photos, epochs of the whole model, evaluate."""
     from PIL import Image
 
     torch.set_num_threads(CORES)
@@ -222,9 +224,16 @@ def torch_task(folder, epochs):
 
 
 def fledge_bench(program):
-    command = [program, "bench", "--json", "--seconds", "2", "--threads", str(CORES)]
-    report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return {(m["what"], m["resolution"], m["threads"]): m["least_ms"] for m in report["measured"]}
+    """Milliseconds by what, resolution, threads and the budget that training steps had."""
+    measured = {}
+    for budget in BUDGETS:
+        command = [program, "bench", "--json", "--seconds", "2", "--threads", str(CORES), "--budget", budget]
+        report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        for m in report["measured"]:
+            key = (m["what"], m["resolution"], m["threads"])
+            measured[(*key, budget)] = m["least_ms"]
+            measured[key] = min(m["least_ms"], measured.get(key, float("inf")))
+    return measured
 
 
 def fledge_task(program, folder):
@@ -250,23 +259,25 @@ def main():
             (DEPTH, "training step, all blocks", 0.6),
             (4, "training step, last 4 blocks from the cache", 0.5),
         ):
-            peer = lambda a=adapted, t=t: torch_step(112, a, t)
-            rows.append((f"{what}, 112 px, {t} thr.", (what, 112, t), "PyTorch", peer, most))
+            for budget in BUDGETS:
+                peer = lambda a=adapted, t=t: torch_step(112, a, t)
+                name = f"{what}, 112 px, {budget}, {t} thr."
+                rows.append((name, (what, 112, t, budget), "PyTorch", peer, most))
     best = {}
     for _ in range(ROUNDS):
         ours = fledge_bench(program)
         for name, key, _, peer, _ in rows:
             mine, theirs = best.get(name, (float("inf"), float("inf")))
             best[name] = (min(mine, ours[key]), min(theirs, peer()))
-    print(f"{'':<62} {'fledge':>9} {'peer':>9} {'ratio':>6}  aim")
+    print(f"{'':<70} {'fledge':>9} {'peer':>9} {'ratio':>6}  aim")
     for name, _, peer, _, most in rows:
         mine, theirs = best[name]
-        print(f"{name:<62} {mine:>6.2f} ms {theirs:>6.2f} ms {mine / theirs:>6.2f}  {most:.1f} of {peer}")
+        print(f"{name:<70} {mine:>6.2f} ms {theirs:>6.2f} ms {mine / theirs:>6.2f}  {most:.1f} of {peer}")
     if photos:
         mine, epochs = min(fledge_task(program, photos) for _ in range(ROUNDS))
         theirs = min(torch_task(photos, epochs) for _ in range(ROUNDS))
         name = f"learning {Path(photos).name} end to end, {epochs} epochs"
-        print(f"{name:<62} {mine:>7.2f} s {theirs:>7.2f} s {mine / theirs:>6.2f}  0.3 of PyTorch")
+        print(f"{name:<70} {mine:>7.2f} s {theirs:>7.2f} s {mine / theirs:>6.2f}  0.3 of PyTorch")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ impl Learner {
     }
 }
 
-/// Images that go through the prefix together: enough rows that reading the weights costs little.
-const TOGETHER: usize = 4;
+/// Rows of tokens that go through the prefix together, or those of one image: beyond, reading the
+/// weights costs little, and every row takes memory.
+const ROWS_TOGETHER: usize = 256;
 
 /// Decoder, preprocessing and frozen prefix in one.
 #[derive(Debug)]
@@ -165,8 +166,8 @@ impl<'w> Encoder<'w> {
         let cache = PrefixCache::create(None, paths.len(), self.tokens(), d, self.pooled())?;
         let bad = Mutex::new(Vec::new());
         progress.begin(Stage::Prefix, paths.len());
-        let together = paths.len().div_ceil(rayon::current_num_threads());
-        let together = together.clamp(1, TOGETHER);
+        let share = paths.len().div_ceil(rayon::current_num_threads());
+        let together = share.clamp(1, ROWS_TOGETHER.div_ceil(self.tokens()));
         let (tokens, pooled, patches) = (self.tokens() * d, self.pooled(), self.patches());
         let groups = paths.par_chunks(together).enumerate();
         groups.try_for_each_init(

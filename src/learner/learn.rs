@@ -115,8 +115,8 @@ impl Learner {
             .flat_map(|class| class.images.iter().cloned())
             .collect();
         let (cache, bad) = self.encode(&paths, progress)?;
-        // The frozen blocks have done their part; training needs the others.
-        self.weights.release(0..self.knowledge.first_adapted);
+        // The frozen part has done its work; training needs the rest.
+        self.weights.release_below(self.knowledge.first_adapted);
         let mut usable = vec![true; paths.len()];
         for (index, error) in bad {
             usable[index] = false;

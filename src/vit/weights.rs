@@ -342,15 +342,11 @@ impl Weights {
         }
     }
 
-    /// Gives the memory of some blocks' pages back: they are read from the file again when they are
-    /// next used. What the system refuses here costs memory and nothing else.
-    pub fn release(&self, blocks: Range<usize>) {
-        if blocks.is_empty() {
-            return;
-        }
-        let of = |block: usize| EMBEDDING_TENSORS + block * BLOCK_TENSORS;
-        let first = self.0.tensors[of(blocks.start)].start;
-        let last = self.0.tensors[of(blocks.end) - 1].end;
+    /// Gives the memory of all pages below a block back: they are read from the file again when they
+    /// are next used. What the system refuses here costs memory and nothing else.
+    pub fn release_below(&self, block: usize) {
+        let first = self.0.tensors[0].start;
+        let last = self.0.tensors[EMBEDDING_TENSORS + block * BLOCK_TENSORS - 1].end;
         #[cfg(target_os = "linux")]
         // SAFETY: the mapping is read-only and of a file, so that pages that are dropped come back
         // as they were.

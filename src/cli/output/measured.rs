@@ -24,6 +24,8 @@ pub struct PlanReport {
     pub checkpoint_every: usize,
     /// How these are stored: `f32` or `bf16`.
     pub checkpoints: &'static str,
+    /// Blocks, counted from the last, whose insides are kept too.
+    pub kept_insides: usize,
     /// Rows of the MLP worked on together; none means all. The same for its hidden columns and for
     /// the queries of attention.
     pub mlp_rows: Option<usize>,
@@ -45,6 +47,7 @@ impl From<&Plan> for PlanReport {
                 Precision::F32 => "f32",
                 Precision::Bf16 => "bf16",
             },
+            kept_insides: plan.stack.kept_insides,
             mlp_rows: tile(plan.stack.mlp_rows),
             mlp_columns: tile(plan.stack.mlp_columns),
             attention_rows: tile(plan.stack.attention_rows),
@@ -75,7 +78,7 @@ impl Report for PlanReport {
         let tile = |n: Option<usize>| n.map_or_else(|| "all".to_owned(), |n| n.to_string());
         writeln!(
             out,
-            "of a budget of {} bytes ({}): {} with {} at a time, the input of every {} kept as {}; \
+            "of a budget of {} bytes ({}): {} with {} at a time, the input of every {} kept as {}{}; \
              tiles: MLP {} rows by {} columns, attention {} queries",
             self.budget,
             mebibytes(self.budget),
@@ -86,6 +89,13 @@ impl Report for PlanReport {
                 n => format!("{n}th block"),
             },
             self.checkpoints,
+            match self.kept_insides {
+                0 => String::new(),
+                n => format!(
+                    ", and the insides of the last {}",
+                    count(n, "block", "blocks")
+                ),
+            },
             tile(self.mlp_rows),
             tile(self.mlp_columns),
             tile(self.attention_rows),
