@@ -260,7 +260,9 @@ impl Job<'_> {
             Method::Frozen => settings.instant = true,
             Method::Regularised => research.fisher = Some(Vec::new()),
             Method::Replay => exemplars = EXEMPLARS,
-            Method::FmLora | Method::Joint => {}
+            // Nothing comes after it that a blend with the frozen weights would serve.
+            Method::Joint => settings.fit.blend = 1.0,
+            Method::FmLora => {}
         }
         Box::new(Sequential::new(
             learner, cache, settings, research, exemplars,

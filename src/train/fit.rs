@@ -39,6 +39,9 @@ pub struct FitSettings {
     pub core_rate: f32,
     /// Learning rate of prompts.
     pub prompt_rate: f32,
+    /// How far the weights go from the frozen ones to those a first task ends with, 0 to 1: a model
+    /// between the two serves classes of neither better than both (Wortsman et al., arXiv 2109.01903).
+    pub blend: f32,
     /// Weight of the drift guard.
     pub guard: f32,
     /// Epochs of a later task without a better validation loss before its training stops.
@@ -70,6 +73,7 @@ impl Default for FitSettings {
             rate: 1e-3,
             core_rate: 2e-4,
             prompt_rate: 1e-3,
+            blend: 0.5,
             guard: 1.0,
             patience: 4,
             shrinkage: DEFAULT_SHRINKAGE,
@@ -95,10 +99,10 @@ pub struct Fitted {
     pub epochs: usize,
 }
 
-/// Trains `adapters` on the task and leaves in them the parameters of a first task's last epoch, or of a
-/// later task's best epoch by validation loss, whose training stops when it no longer improves.
-/// `features` holds every image's features with `adapters`, and in the end those of the last
-/// epoch.
+/// Trains `adapters` on the task and leaves in them the parameters of a first task's last epoch,
+/// [blended](FitSettings::blend) with those it began with, or of a later task's best epoch by
+/// validation loss, whose training stops when it no longer improves. `features` holds every image's
+/// features with `adapters`, and in the end those of the last epoch or of the blend.
 ///
 /// # Errors
 /// When the head cannot be fitted or a file cannot be read; `adapters` hold anything then. `known` is
@@ -288,7 +292,10 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             }
             // How well a first task's own classes are told apart says little about how well its
             // bases serve the classes to come, so all its epochs run and the last one stands.
-            if now.loss < lowest || self.phase == Phase::Bases {
+            if self.phase == Phase::Bases {
+                continue;
+            }
+            if now.loss < lowest {
                 lowest = now.loss;
                 after = Some(now);
                 self.best.write(0, 0, self.parameters.values())?;
@@ -297,10 +304,22 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 stale += 1;
             }
         }
-        let numbers = self.parameters.len();
-        self.best
-            .read(0, 0..numbers, self.parameters.values_mut())?;
-        self.parameters.apply(&self.base, self.adapters);
+        match self.phase {
+            Phase::Bases => {
+                self.parameters.blend(&self.base, settings.blend);
+                self.parameters.apply(&self.base, self.adapters);
+                for images in [encoded.training, encoded.validation] {
+                    self.trainer.refresh(images, self.adapters, self.features)?;
+                }
+                after = (epochs > 0).then(|| self.quality()).transpose()?;
+            }
+            Phase::Cores => {
+                let numbers = self.parameters.len();
+                self.best
+                    .read(0, 0..numbers, self.parameters.values_mut())?;
+                self.parameters.apply(&self.base, self.adapters);
+            }
+        }
         Ok(Fitted {
             parameters_added: self.parameters.prompts_start(),
             cores: self.parameters.task_cores(),

@@ -130,6 +130,19 @@ impl Parameters {
         }
     }
 
+    /// Goes only a share of the way from `base`, where a first task's B is zero, to what was learned:
+    /// `W_0 + share A B^T`, and the prompts likewise.
+    pub fn blend(&mut self, base: &Adapters, share: f32) {
+        let (site, start) = (self.site_len(), self.prompts_start());
+        let (sites, prompts) = self.values.split_at_mut(start);
+        for factors in sites.chunks_exact_mut(site.max(1)) {
+            factors[site / 2..].iter_mut().for_each(|b| *b *= share);
+        }
+        for (now, old) in prompts.iter_mut().zip(&base.prompts) {
+            *now = old + share * (*now - old);
+        }
+    }
+
     /// Where the prompts start.
     pub fn prompts_start(&self) -> usize {
         self.sites * self.site_len()
@@ -351,6 +364,39 @@ mod tests {
             down.gates_mut()[i] -= 1e-2;
             let slope = (loss(&base, &up, &pull) - loss(&base, &down, &pull)) / 2e-2;
             assert!((slope - analytic).abs() < 1e-3, "gate {i}");
+        }
+    }
+
+    #[test]
+    fn a_blend_lies_between_the_frozen_weights_and_the_learned_ones() {
+        let mut rng = ChaCha8Rng::seed_from_u64(6);
+        let base = Adapters::new(8, 4, 0..2, &[Projection::Value], 1, &mut rng);
+        let mut learned = Parameters::new(&base, Phase::Bases, 0, &mut rng);
+        let draw = |_| rng.random_range(-1.0f32..1.0);
+        let values: Vec<f32> = (0..learned.len()).map(draw).collect();
+        learned.values_mut().copy_from_slice(&values);
+        // W - W_0 of every site, B being zero at first and C the identity.
+        let change = |parameters: &Parameters| {
+            let mut adapters = base.clone();
+            parameters.apply(&base, &mut adapters);
+            let mut sums = Vec::new();
+            for site in &adapters.sites {
+                for (a, b) in (0..8).flat_map(|i| (0..8).map(move |j| (i, j))) {
+                    let terms = (0..4).map(|k| site.a[a * 4 + k] * site.b[b * 4 + k]);
+                    sums.push(terms.sum::<f32>());
+                }
+            }
+            let moved = adapters.prompts.iter().zip(&base.prompts);
+            sums.extend(moved.map(|(now, old)| now - old));
+            sums
+        };
+        let whole = change(&learned);
+        learned.blend(&base, 0.25);
+        for (quarter, whole) in change(&learned).into_iter().zip(whole) {
+            assert!(
+                (quarter - 0.25 * whole).abs() < 1e-5,
+                "{quarter} of {whole}"
+            );
         }
     }
 
