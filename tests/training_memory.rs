@@ -155,7 +155,8 @@ fn setup(prompts: usize) -> Setup {
         resolution: 28,
         adapt_blocks: AdaptBlocks::Last(2),
         prompts,
-        rank: 4,
+        // So that bases are what takes most.
+        rank: 16,
         seed: 1,
         ..Setup::default()
     }

@@ -253,7 +253,6 @@ impl Learner {
             true => Some(features.snapshot().map_err(FitError::from)?),
             false => None,
         };
-        let old = adapters.without_bases();
         if trains {
             fitted = Some(fit(
                 &mut trainer,
@@ -284,7 +283,7 @@ impl Learner {
                     adapters.orthonormalise();
                     if !kept {
                         adapters.clear_cores();
-                        adapters.prompts.clone_from(&old.prompts);
+                        adapters.prompts.clone_from(&fitted.base.prompts);
                     }
                     parameters_added = fitted.parameters_added;
                 }
@@ -292,7 +291,7 @@ impl Learner {
                     cores = fitted.cores;
                     parameters_added = fitted.parameters_added;
                 }
-                Phase::Cores => adapters.copy_cores(&old),
+                Phase::Cores => adapters.copy_cores(&fitted.base),
             }
         } else if phase == Phase::Bases {
             let mut rng = ChaCha8Rng::seed_from_u64(settings.fit.seed);

@@ -93,6 +93,8 @@ pub struct Fitted {
     pub kept: bool,
     /// Epochs that ran.
     pub epochs: usize,
+    /// Cores and prompts before training.
+    pub base: Adapters,
 }
 
 /// Trains `adapters` on the task and leaves in them the parameters of a first task's last epoch, or of a
@@ -297,6 +299,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 Phase::Cores => after.loss < before.loss && after.at_least(&before),
             }),
             epochs,
+            base: self.base,
         })
     }
 

@@ -59,7 +59,8 @@ impl<'a> Heads<'a> {
         Self {
             encoded,
             known,
-            task: Statistics::transient(layout, 0..1),
+            // Without scatter, as that is taken into lent memory.
+            task: Statistics::transient(layout, 0..0),
             retaking: Retaking::new(layout.dim),
             workspace: Workspace::default(),
             head: Classifier::empty(layout),

@@ -266,10 +266,10 @@ impl Demand {
         let (dim, rank, sites) = (self.geometry.dim, self.rank, self.sites());
         list.floats("adapters: bases", &[sites, 2, dim, rank], 1);
         let name = "adapters: cores and drift guard, and as they were";
-        list.floats(name, &[4, sites, 2, rank, rank], 1);
+        list.floats(name, &[3, sites, 2, rank, rank], 1);
         if self.prompts > 0 {
             let name = "prompts and their guard, and as they were";
-            list.floats(name, &[4, 2, self.prompts, dim], 1);
+            list.floats(name, &[3, 2, self.prompts, dim], 1);
         }
         let shape = format!("{} bytes", self.known);
         list.add("known: class means, tasks and names", shape, self.known);
