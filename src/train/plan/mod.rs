@@ -28,6 +28,9 @@ pub const DEFAULT_BUDGET: usize = 8 << 20;
 /// Bytes of an image in the lists that training draws from, its path among them.
 const IMAGE_BYTES: usize = 256;
 
+/// Bytes of a thread of the pool beside its stack.
+const THREAD_BYTES: usize = 8 << 10;
+
 /// What is to be trained.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Demand {
@@ -271,6 +274,11 @@ impl Demand {
             let name = "prompts and their guard, and as they were";
             list.floats(name, &[3, 2, self.prompts, dim], 1);
         }
+        list.add(
+            "queues of threads",
+            format!("[{}, {THREAD_BYTES} bytes]", self.threads),
+            self.threads * THREAD_BYTES,
+        );
         let shape = format!("{} bytes", self.known);
         list.add("known: class means, tasks and names", shape, self.known);
         list.add(
