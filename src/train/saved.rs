@@ -7,13 +7,13 @@ use super::stack::Phase;
 use crate::adapt::Adapters;
 use crate::data::{CacheError, RowFile};
 
-/// Adapters as they were: everything but the bases in memory, and bases that are about to be learned
-/// on disk.
+/// Adapters as they were.
 #[derive(Debug)]
-pub struct Saved {
-    /// Without bases.
-    rest: Adapters,
-    bases: Option<RowFile>,
+pub enum Saved {
+    /// All numbers in one row, and how many tokens the guard rests on, while bases are learned.
+    OnDisk(RowFile, f64),
+    /// Without bases, which stay as they are.
+    InMemory(Adapters),
 }
 
 impl Saved {
@@ -22,46 +22,56 @@ impl Saved {
     /// # Errors
     /// When there is no room on disk for it.
     pub fn adapters(adapters: &Adapters, phase: Phase) -> Result<Self, CacheError> {
-        let bases = match phase {
-            Phase::Cores => None,
-            Phase::Bases => {
-                let width = adapters.dim * adapters.rank;
-                let file = RowFile::create(2 * adapters.sites.len(), width)?;
-                for (row, basis) in bases(adapters).enumerate() {
-                    file.write(row, 0, basis)?;
-                }
-                Some(file)
-            }
-        };
-        Ok(Self {
-            rest: adapters.without_bases(),
-            bases,
-        })
-    }
-
-    /// Brings `adapters` back to what they were; their shape is the same. Bases that cannot be read
-    /// back are drawn anew: nothing rests on them before a first task is learned.
-    pub fn restore(&self, adapters: &mut Adapters) {
-        if let Some(file) = &self.bases
-            && restore_bases(file, adapters).is_err()
-        {
-            adapters.restart(&mut ChaCha8Rng::seed_from_u64(0));
-            return;
+        if phase == Phase::Cores {
+            return Ok(Self::InMemory(adapters.without_bases()));
         }
-        adapters.restore_all_but_bases(&self.rest);
+        let file = RowFile::create(1, numbers(adapters).map(<[f32]>::len).sum())?;
+        let mut column = 0;
+        for slice in numbers(adapters) {
+            file.write(0, column, slice)?;
+            column += slice.len();
+        }
+        Ok(Self::OnDisk(file, adapters.remembered))
+    }
+
+    /// Brings `adapters` back to what they were; their shape is the same. What cannot be read back
+    /// from disk is drawn anew: nothing rests on it before a first task is learned.
+    pub fn restore(&self, adapters: &mut Adapters) {
+        match self {
+            Self::InMemory(rest) => adapters.restore_all_but_bases(rest),
+            Self::OnDisk(file, remembered) => {
+                adapters.remembered = *remembered;
+                if read(file, adapters).is_err() {
+                    adapters.restart(&mut ChaCha8Rng::seed_from_u64(0));
+                }
+            }
+        }
     }
 }
 
-fn bases(adapters: &Adapters) -> impl Iterator<Item = &[f32]> {
+/// Every number, a slice after another.
+fn numbers(adapters: &Adapters) -> impl Iterator<Item = &[f32]> {
     let sites = adapters.sites.iter();
-    sites.flat_map(|site| [site.a.as_slice(), &site.b])
+    sites
+        .flat_map(|site| [site.a.as_slice(), &site.b, &site.core, &site.gram])
+        .chain([adapters.prompts.as_slice(), &adapters.prompt_fisher])
 }
 
-fn restore_bases(file: &RowFile, adapters: &mut Adapters) -> Result<(), CacheError> {
+fn read(file: &RowFile, adapters: &mut Adapters) -> Result<(), CacheError> {
     let sites = adapters.sites.iter_mut();
-    let bases = sites.flat_map(|site| [site.a.as_mut_slice(), &mut site.b]);
-    for (row, basis) in bases.enumerate() {
-        file.read(row, 0..basis.len(), basis)?;
+    let numbers = sites
+        .flat_map(|site| {
+            let (a, b) = (site.a.as_mut_slice(), site.b.as_mut_slice());
+            [a, b, site.core.as_mut_slice(), &mut site.gram]
+        })
+        .chain([
+            adapters.prompts.as_mut_slice(),
+            adapters.prompt_fisher.as_mut_slice(),
+        ]);
+    let mut column = 0;
+    for slice in numbers {
+        file.read(0, column..column + slice.len(), slice)?;
+        column += slice.len();
     }
     Ok(())
 }

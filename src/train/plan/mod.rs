@@ -267,12 +267,18 @@ impl Demand {
     fn always(&self) -> Vec<PlannedBuffer> {
         let mut list = List::of(Turn::Always);
         let (dim, rank, sites) = (self.geometry.dim, self.rank, self.sites());
+        // Those that the blocks see, those that training started from, and for a later task those to
+        // go back to.
+        let copies = match self.phase {
+            Phase::Bases => 2,
+            Phase::Cores => 3,
+        };
         list.floats("adapters: bases", &[sites, 2, dim, rank], 1);
         let name = "adapters: cores and drift guard, and as they were";
-        list.floats(name, &[3, sites, 2, rank, rank], 1);
+        list.floats(name, &[copies, sites, 2, rank, rank], 1);
         if self.prompts > 0 {
             let name = "prompts and their guard, and as they were";
-            list.floats(name, &[3, 2, self.prompts, dim], 1);
+            list.floats(name, &[copies, 2, self.prompts, dim], 1);
         }
         list.add(
             "queues of threads",
@@ -446,10 +452,12 @@ mod tests {
         {
             for threads in [1, 2, 4] {
                 for phase in [Phase::Bases, Phase::Cores] {
-                    let demand = Demand {
-                        phase,
-                        ..demand(resolution, adapted, threads)
-                    };
+                    let mut demand = demand(resolution, adapted, threads);
+                    demand.phase = phase;
+                    if phase == Phase::Bases {
+                        // Nothing is known before a first task.
+                        demand.known = 0;
+                    }
                     let plan = Plan::new(&demand, budget * MIB).unwrap();
                     assert!(plan.bytes() <= budget * MIB);
                     assert_eq!(plan.stack.checkpoints, Precision::F32, "{demand:?}");
