@@ -103,6 +103,79 @@ fn jpegs_of_every_colour_space_look_as_pillow_shows_them() {
     }
 }
 
+/// What is decoded where so few pixels on the shorter side are enough.
+fn reduced(enough: usize) -> Limits {
+    Limits {
+        enough,
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn large_jpegs_are_decoded_at_a_size_that_is_enough() {
+    let plain = [[200, 30, 30], [30, 160, 60], [40, 60, 190], [240, 240, 230]];
+    for bytes in [PROGRESSIVE, SUBSAMPLED] {
+        for (enough, side) in [(2, 2), (3, 4), (8, 8), (9, 16)] {
+            let rgb = decode_bytes(bytes, &reduced(enough)).unwrap();
+            assert_eq!((rgb.width(), rgb.height()), (side, side));
+            // Sharp edges ring in frequencies that are cut off.
+            let tolerance = if side == 16 { 6 } else { 20 };
+            for (index, colour) in plain.into_iter().enumerate() {
+                let (x, y) = (index as u32 % 2, index as u32 / 2);
+                let middle = |half| side / 4 + half * side / 2;
+                assert_close(pixel(&rgb, middle(x), middle(y)), colour, tolerance);
+            }
+        }
+    }
+    // Kinds that are decoded whole only.
+    for bytes in [CMYK, YCCK] {
+        assert_eq!(
+            decode_bytes(bytes, &reduced(2)).unwrap().pixels(),
+            decoded(bytes).pixels()
+        );
+    }
+}
+
+/// Odd sides, and so fine a pattern that leaving out pixels would show.
+#[test]
+fn a_reduced_jpeg_is_the_average_of_its_pixels() {
+    let fine = |x: u32, y: u32| [((x * 37 + y * 91) % 64) as u8, (x + y) as u8, (y * 2) as u8];
+    let colour = RgbImage::from_fn(101, 75, |x, y| {
+        let [noise, along, down] = fine(x, y);
+        image::Rgb([96 + noise, along, down])
+    });
+    let grey = GrayImage::from_fn(75, 101, |x, y| Luma([96 + fine(x, y)[0]]));
+    for bytes in [
+        encoded(colour, ImageFormat::Jpeg),
+        encoded(grey, ImageFormat::Jpeg),
+    ] {
+        let whole = decoded(&bytes);
+        for factor in [2u32, 4, 8] {
+            let rgb = decode_bytes(&bytes, &reduced(75 / factor as usize)).unwrap();
+            let (width, height) = (whole.width(), whole.height());
+            assert_eq!(rgb.width(), width.div_ceil(factor));
+            assert_eq!(rgb.height(), height.div_ceil(factor));
+            let (mut sum, mut count) = (0.0, 0.0);
+            for (y, x) in
+                (0..height / factor).flat_map(|y| (0..width / factor).map(move |x| (y, x)))
+            {
+                let mut average = [0.0; 3];
+                for (j, i) in (0..factor).flat_map(|j| (0..factor).map(move |i| (j, i))) {
+                    let seen = pixel(&whole, x * factor + i, y * factor + j);
+                    for (average, value) in average.iter_mut().zip(seen) {
+                        *average += f64::from(value) / f64::from(factor * factor);
+                    }
+                }
+                for (average, value) in average.into_iter().zip(pixel(&rgb, x, y)) {
+                    sum += (average - f64::from(value)).abs();
+                    count += 1.0;
+                }
+            }
+            assert!(sum / count < 4.0, "{factor}: off by {}", sum / count);
+        }
+    }
+}
+
 #[test]
 fn grey_images_become_rgb() {
     for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Tiff] {
@@ -236,11 +309,11 @@ fn photo_formats_without_a_decoder_are_named() {
 
 /// Every cut gives either an error or, where only a trailer is gone, the picture as it was.
 #[track_caller]
-fn assert_no_cut_is_taken_for_a_photo(bytes: &[u8], name: &str) {
-    let whole = decoded(bytes);
+fn assert_no_cut_is_taken_for_a_photo(bytes: &[u8], name: &str, limits: &Limits) {
+    let whole = decode_bytes(bytes, limits).unwrap();
     let mut refused = 0;
     for end in 1..bytes.len() {
-        match decode_bytes(&bytes[..end], &Limits::default()) {
+        match decode_bytes(&bytes[..end], limits) {
             Ok(rgb) => assert_eq!(rgb.pixels(), whole.pixels(), "{name} cut at {end}"),
             Err(_) => refused += 1,
         }
@@ -254,15 +327,25 @@ fn assert_no_cut_is_taken_for_a_photo(bytes: &[u8], name: &str) {
 
 #[test]
 fn a_truncated_image_is_an_error_and_never_half_a_photo() {
+    let whole = Limits::default();
     for format in FORMATS {
-        assert_no_cut_is_taken_for_a_photo(&encoded(gradient(), format), &format!("{format:?}"));
+        let bytes = encoded(gradient(), format);
+        assert_no_cut_is_taken_for_a_photo(&bytes, &format!("{format:?}"), &whole);
     }
     for (bytes, name) in [
         (PROGRESSIVE, "progressive"),
         (SUBSAMPLED, "subsampled"),
         (CMYK, "CMYK"),
     ] {
-        assert_no_cut_is_taken_for_a_photo(bytes, name);
+        assert_no_cut_is_taken_for_a_photo(bytes, name, &whole);
+    }
+    let jpeg = encoded(gradient(), ImageFormat::Jpeg);
+    for (bytes, name) in [
+        (&jpeg[..], "reduced"),
+        (PROGRESSIVE, "progressive and reduced"),
+        (SUBSAMPLED, "subsampled and reduced"),
+    ] {
+        assert_no_cut_is_taken_for_a_photo(bytes, name, &reduced(2));
     }
 }
 
@@ -274,6 +357,9 @@ fn a_truncated_jpeg_is_called_that_also_when_zeros_fill_the_rest() {
         let mut filled = jpeg[..cut].to_vec();
         filled.resize(jpeg.len(), 0);
         assert_eq!(fault(&filled), Fault::Truncated { format: "JPEG" });
+        for bytes in [&jpeg[..cut], &filled] {
+            assert!(decode_bytes(bytes, &reduced(2)).is_err());
+        }
     }
 }
 
@@ -371,6 +457,7 @@ fn the_limits_are_the_callers() {
     let exact = Limits {
         max_pixels: 24 * 16,
         max_bytes: png.len() as u64,
+        ..Limits::default()
     };
     assert!(decode_bytes(&png, &exact).is_ok());
     let small = Limits {
@@ -420,6 +507,10 @@ fn seeds() -> Vec<Vec<u8>> {
     let clear = RgbaImage::from_fn(9, 7, |x, y| Rgba([x as u8, y as u8, 0, x as u8 * 20]));
     seeds
         .extend([ImageFormat::Png, ImageFormat::WebP].map(|format| encoded(clear.clone(), format)));
+    let large = RgbImage::from_fn(40, 56, |x, y| {
+        image::Rgb([x as u8 * 6, (x * y) as u8, y as u8])
+    });
+    seeds.push(encoded(large, ImageFormat::Jpeg));
     seeds.extend([CMYK, YCCK, PROGRESSIVE, SUBSAMPLED].map(<[u8]>::to_vec));
     seeds
 }
@@ -446,7 +537,7 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()));
         }
-        let limits = Limits { max_pixels: 1_000_000, max_bytes: 1 << 20 };
+        let limits = Limits { max_pixels: 1_000_000, max_bytes: 1 << 20, enough: 8 };
         if let Ok(rgb) = decode_bytes(&bytes, &limits) {
             let pixels = u64::from(rgb.width()) * u64::from(rgb.height());
             prop_assert!(pixels <= limits.max_pixels);

@@ -1,15 +1,17 @@
-//! Memory while training is a promise: an epoch allocates nothing, and what is live at any time
-//! beyond the loaded model stays within the budget. Its own test binary, as it counts every
-//! allocation.
+//! Memory while learning is a promise: whatever is live at any time of a whole `Learner::learn`,
+//! beyond the loaded model, stays within the budget, and an epoch allocates nothing. Its own test
+//! binary, as it counts every allocation.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use fledge::learner::{AdaptBlocks, Setup};
+use fledge::data::{Fault, SkipReason};
+use fledge::learner::{AdaptBlocks, LearnError, Setup};
+use fledge::train::plan::Turn;
 use fledge::vit::{Preprocessing, Weights, import};
-use fledge::{LearnSettings, Learner, Progress, Stage};
+use fledge::{LearnReport, LearnSettings, Learner, Progress, Stage, state};
 
 struct Counting;
 
@@ -45,16 +47,25 @@ static ALLOCATOR: Counting = Counting;
 struct Watch {
     /// Allocations made when each epoch began and when training ended.
     epochs: Mutex<([usize; 64], usize)>,
-    /// Highest live bytes while training.
-    peak: AtomicUsize,
+    /// Most bytes live while photos were encoded, while training, and after it.
+    turns: Mutex<([usize; 3], usize)>,
 }
 
 impl Watch {
     fn new() -> Self {
         Self {
             epochs: Mutex::new(([0; 64], 0)),
-            peak: AtomicUsize::new(0),
+            turns: Mutex::new(([0; 3], 0)),
         }
+    }
+
+    /// Ends a turn.
+    fn turn(&self) {
+        let mut turns = self.turns.lock().unwrap();
+        let (peaks, turn) = &mut *turns;
+        peaks[*turn] = PEAK.load(Ordering::Relaxed);
+        *turn += 1;
+        PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     fn mark(&self) {
@@ -64,33 +75,47 @@ impl Watch {
             marks[*count] = ALLOCATIONS.load(Ordering::Relaxed);
             *count += 1;
         }
-        self.peak
-            .fetch_max(PEAK.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Allocations in each epoch behind the first.
+    fn later(&self) -> Vec<usize> {
+        let (marks, count) = *self.epochs.lock().unwrap();
+        let pairs = marks[1..count.max(2) - 1].windows(2);
+        pairs.map(|pair| pair[1] - pair[0]).collect()
     }
 }
 
 impl Progress for Watch {
     fn begin(&self, stage: Stage, _: usize) {
-        match stage {
-            Stage::Epoch { number: 1, .. } => self.mark(),
-            Stage::Epoch { .. } => self.mark(),
-            _ => {}
+        if matches!(stage, Stage::Epoch { .. }) {
+            self.mark();
         }
     }
 
     fn advance(&self, _: usize) {}
 
     fn finish(&self) {
-        let trained = self.epochs.lock().unwrap().1 > 0;
-        if trained {
+        if self.epochs.lock().unwrap().1 > 0 {
             self.mark();
-        } else {
-            // The frozen prefix has run; from here on it is training.
-            PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
         }
+        self.turn();
     }
 
     fn warn(&self, _: &str) {}
+}
+
+/// Runs `work`, and returns the most bytes that were live during it beyond those at `base`; with a
+/// watch, since its last turn ended.
+fn peak_beyond<T>(base: usize, work: impl FnOnce() -> T) -> (T, usize) {
+    PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+    let result = work();
+    (result, PEAK.load(Ordering::Relaxed).saturating_sub(base))
+}
+
+/// Tests take turns, as all of them count the same allocations.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn small_vit(folder: &Path) -> Weights {
@@ -109,8 +134,8 @@ fn draw(folder: &Path, task: &str, classes: usize, images: u32) -> PathBuf {
         std::fs::create_dir_all(&folder).unwrap();
         for index in 0..images {
             let colour = [
-                (class * 70) as u8,
-                200 - (class * 50) as u8,
+                (70 * class) as u8,
+                200u8.wrapping_sub((50 * class) as u8),
                 (index * 9) as u8,
             ];
             let stripe = 3 + class as u32 * 2;
@@ -125,15 +150,19 @@ fn draw(folder: &Path, task: &str, classes: usize, images: u32) -> PathBuf {
     task
 }
 
-/// What learning one task after another showed: allocations in each epoch behind a task's first,
-/// and the highest live bytes while training beyond those before learning.
-fn learn(
-    learner: &mut Learner,
-    task: &Path,
-    rank: Option<usize>,
-    budget: usize,
-    epochs: usize,
-) -> (Vec<usize>, usize) {
+fn setup(prompts: usize) -> Setup {
+    Setup {
+        resolution: 28,
+        adapt_blocks: AdaptBlocks::Last(2),
+        prompts,
+        // So that bases are what takes most.
+        rank: 16,
+        seed: 1,
+        ..Setup::default()
+    }
+}
+
+fn settings(budget: usize, rank: Option<usize>, epochs: usize) -> LearnSettings {
     let mut settings = LearnSettings {
         budget,
         rank,
@@ -141,48 +170,173 @@ fn learn(
     };
     (settings.fit.epochs, settings.fit.core_epochs) = (epochs, epochs);
     settings.fit.patience = epochs;
-    let watch = Watch::new();
-    let before = LIVE.load(Ordering::Relaxed);
-    let report = learner.learn(task, &settings, &watch).unwrap();
-    assert_eq!(report.epochs, epochs);
-    let (marks, count) = *watch.epochs.lock().unwrap();
-    // From the second epoch's start to the last one's.
-    let later = marks[1..count - 1].windows(2).map(|pair| pair[1] - pair[0]);
-    (later.collect(), watch.peak.load(Ordering::Relaxed) - before)
+    settings
+}
+
+/// The smallest budget that a refusal names.
+fn smallest(learner: &mut Learner, task: &Path) -> usize {
+    let refused = learner.learn(task, &settings(1, None, 1), &Watch::new());
+    match refused {
+        Err(LearnError::Plan(error)) => error.smallest,
+        other => panic!("a budget of one byte gave {other:?}"),
+    }
+}
+
+fn learn(
+    learner: &mut Learner,
+    task: &Path,
+    settings: &LearnSettings,
+    watch: &Watch,
+) -> LearnReport {
+    let report = learner.learn(task, settings, watch).unwrap();
+    assert_eq!(report.epochs, settings.fit.epochs);
+    report
 }
 
 #[test]
-fn an_epoch_allocates_nothing_and_training_stays_within_its_budget() {
+fn learning_stays_within_its_budget_and_an_epoch_allocates_nothing() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let weights = small_vit(folder.path());
-    let setup = Setup {
-        resolution: 28,
-        adapt_blocks: AdaptBlocks::All,
-        prompts: 2,
-        rank: 4,
-        seed: 1,
-        ..Setup::default()
-    };
-    for (threads, rank) in [(1, Some(4)), (2, Some(4)), (1, None), (2, None)] {
-        let mut learner = Learner::new(weights.clone(), "small", &setup, threads).unwrap();
-        for (task, classes) in [("first", 3), ("second", 4)] {
-            let task = draw(folder.path(), task, classes, 14);
-            let settings = LearnSettings::default();
-            let plan = learner.plan(classes, 14 * classes, &settings).unwrap();
-            let (allocations, peak) = learn(&mut learner, &task, rank, plan.bytes(), 4);
-            eprintln!(
-                "{threads} threads, rank {rank:?}: {allocations:?}, peak {peak} of {}",
-                plan.bytes()
-            );
-            assert!(
-                allocations.len() >= 2 && allocations.iter().all(|&n| n == 0),
-                "{allocations:?}"
-            );
-            assert!(
-                peak <= plan.bytes(),
-                "{peak} bytes live, {} planned",
-                plan.bytes()
-            );
+    let tasks: Vec<(PathBuf, usize)> = [("first", 3), ("second", 4), ("third", 2)]
+        .map(|(name, classes)| (draw(folder.path(), name, classes, 14), classes))
+        .into();
+    for (threads, rank, prompts) in [(1, Some(4), 0), (2, Some(4), 8), (1, None, 8), (2, None, 0)] {
+        for generous in [false, true] {
+            let base = LIVE.load(Ordering::Relaxed);
+            let new = || Learner::new(weights.clone(), "small", &setup(prompts), threads).unwrap();
+            let mut learner = new();
+            for (task, classes) in &tasks {
+                let smallest = smallest(&mut learner, task);
+                let budget = if generous { 2 * smallest } else { smallest };
+                let settings = settings(budget, rank, 4);
+                let plan = learner.plan(&vec![14; *classes], &settings).unwrap();
+                assert!(plan.bytes() <= budget);
+                let watch = Watch::new();
+                let (_, last) = peak_beyond(base, || learn(&mut learner, task, &settings, &watch));
+                let allocations = watch.later();
+                let ([encoding, training, _], turns) = *watch.turns.lock().unwrap();
+                assert_eq!(turns, 2);
+                let peaks = [encoding - base, training - base, last];
+                let of = |turn| plan.bytes_of(Turn::Always) + plan.bytes_of(turn);
+                // Training ends with the features as they are then, in the same memory.
+                let last_turns = [Turn::Training, Turn::Moving, Turn::Closing].map(of);
+                let after = last_turns.into_iter().max().unwrap();
+                let planned = [of(Turn::Encoding), of(Turn::Training), after];
+                eprintln!(
+                    "{threads} threads, rank {rank:?}, {prompts} prompts, {}: {allocations:?}, \
+                     peaks {peaks:?} of {planned:?} of {budget}",
+                    task.file_name().unwrap().display()
+                );
+                assert!(
+                    allocations.len() >= 2 && allocations.iter().all(|&n| n == 0),
+                    "{allocations:?}"
+                );
+                for (peak, planned) in peaks.into_iter().zip(planned) {
+                    assert!(
+                        peak <= planned && planned <= budget,
+                        "{peak} bytes live, {planned} planned, {budget} allowed"
+                    );
+                }
+            }
         }
     }
+}
+
+#[test]
+fn a_state_is_read_learned_on_and_saved_within_the_budget() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let weights = small_vit(folder.path());
+    let file = folder.path().join("a.fledge");
+    let mut learner = Learner::new(weights.clone(), "small", &setup(0), 1).unwrap();
+    let roomy = settings(8 << 20, None, 1);
+    for (name, classes) in [("many", 9), ("more", 8)] {
+        let task = draw(folder.path(), name, classes, 30);
+        learner.learn(&task, &roomy, &Watch::new()).unwrap();
+    }
+    let (bytes, _) = state::write(&file, learner.knowledge(), state::Revision::NONE).unwrap();
+    drop(learner);
+    let task = draw(folder.path(), "last", 2, 8);
+    let base = LIVE.load(Ordering::Relaxed);
+    let ((budget, revision), peak) = peak_beyond(base, || {
+        let (knowledge, revision) = state::open(&file).unwrap();
+        let mut learner = Learner::resume(weights.clone(), knowledge, 1).unwrap();
+        let budget = smallest(&mut learner, &task);
+        learner
+            .learn(&task, &settings(budget, None, 2), &Watch::new())
+            .unwrap();
+        let saved = state::write(&file, learner.knowledge(), revision).unwrap();
+        (budget, saved.1)
+    });
+    eprintln!("a state of {bytes} bytes, peak {peak} of {budget}");
+    assert!(peak <= budget, "{peak} bytes live, {budget} allowed");
+    // What went from file to file is whole.
+    let (knowledge, read) = state::open(&file).unwrap();
+    assert_eq!(read, revision);
+    assert_eq!(knowledge, state::read(&file).unwrap().0);
+    assert_eq!(knowledge.classes.len(), 9);
+}
+
+#[test]
+fn a_budget_one_byte_below_the_smallest_is_refused_and_names_what_to_lower() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let weights = small_vit(folder.path());
+    let task = draw(folder.path(), "first", 3, 14);
+    let mut learner = Learner::new(weights, "small", &setup(2), 2).unwrap();
+    let smallest = smallest(&mut learner, &task);
+    let refused = learner.learn(&task, &settings(smallest - 1, None, 1), &Watch::new());
+    let Err(LearnError::Plan(error)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(error.smallest, smallest);
+    assert!(error.to_string().contains("--budget"), "{error}");
+    assert!(learner.knowledge().tasks.is_empty());
+    learner
+        .learn(&task, &settings(smallest, None, 1), &Watch::new())
+        .unwrap();
+}
+
+#[test]
+fn photos_from_a_phone_are_learned_within_the_budget_and_what_does_not_fit_is_named() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let weights = small_vit(folder.path());
+    let task = draw(folder.path(), "first", 2, 6);
+    let photo = |seed: u32| {
+        image::RgbImage::from_fn(2000, 1500, |x, y| {
+            image::Rgb([(x / 8 + seed) as u8, (y / 6) as u8, ((x + y) / 16) as u8])
+        })
+    };
+    for k in 0..4 {
+        photo(k)
+            .save(task.join("class0").join(format!("photo{k}.jpg")))
+            .unwrap();
+    }
+    photo(9)
+        .save(task.join("class1").join("large.png"))
+        .unwrap();
+    let base = LIVE.load(Ordering::Relaxed);
+    let mut learner = Learner::new(weights, "small", &setup(0), 2).unwrap();
+    let budget = smallest(&mut learner, &task) + (256 << 10);
+    let settings = settings(budget, None, 1);
+    let plan = learner.plan(&[10, 7], &settings).unwrap();
+    assert!(plan.bytes_of(Turn::Encoding) > plan.encoding.window);
+    let (report, peak) = peak_beyond(base, || learner.learn(&task, &settings, &Watch::new()));
+    let report = report.unwrap();
+    assert!(peak <= budget, "{peak} bytes live, {budget} allowed");
+    assert_eq!(report.images, 16);
+    let [skipped] = &report.skipped[..] else {
+        panic!("{:?}", report.skipped);
+    };
+    assert!(skipped.path.ends_with("class1/large.png"));
+    assert!(
+        matches!(
+            skipped.reason,
+            SkipReason::Fault(Fault::BeyondBudget { .. })
+        ),
+        "{skipped}"
+    );
+    assert!(skipped.to_string().contains("--budget"), "{skipped}");
 }

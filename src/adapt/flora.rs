@@ -158,26 +158,15 @@ impl Adapters {
         self.prompts.copy_from_slice(&other.prompts);
     }
 
-    /// Every number, a slice after another in an order that does not change.
-    pub fn numbers(&self) -> impl Iterator<Item = &[f32]> {
-        fn of_site(site: &Site) -> [&[f32]; 4] {
-            [&site.a, &site.b, &site.core, &site.gram]
+    /// Goes back to `other`, a [copy without bases](Adapters::without_bases), in everything but the
+    /// bases.
+    pub fn restore_all_but_bases(&mut self, other: &Self) {
+        for (site, other) in self.sites.iter_mut().zip(&other.sites) {
+            site.gram.copy_from_slice(&other.gram);
         }
-        self.sites
-            .iter()
-            .flat_map(of_site)
-            .chain([self.prompts.as_slice(), &self.prompt_fisher])
-    }
-
-    /// The same, to be changed.
-    pub fn numbers_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        fn of_site(site: &mut Site) -> [&mut [f32]; 4] {
-            [&mut site.a, &mut site.b, &mut site.core, &mut site.gram]
-        }
-        self.sites
-            .iter_mut()
-            .flat_map(of_site)
-            .chain([self.prompts.as_mut_slice(), &mut self.prompt_fisher])
+        self.copy_cores(other);
+        self.prompt_fisher.copy_from_slice(&other.prompt_fisher);
+        self.remembered = other.remembered;
     }
 
     /// Makes every adapter change nothing, and keeps the bases.

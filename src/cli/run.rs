@@ -9,6 +9,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use fledge::board::Machine;
 use fledge::data::Skipped;
+use fledge::eval::PeakHeap;
 use fledge::head::TaskId;
 use fledge::learner::{AdaptBlocks, EncodeError, Recognised, ScoreError, Setup};
 use fledge::state::{self, Knowledge, Revision, StateError, TaskRecord};
@@ -19,6 +20,7 @@ use fledge::vit::store::{Description, ModelStore, Step};
 use fledge::{LearnSettings, Learner, Progress, Stage};
 
 use super::demo::story::Board;
+use super::heap::Counted;
 use super::output::{
     Answer, BenchReport, Candidate, ClassScore, ClassifiedImage, ClassifyReport, ForgetReport,
     LearnReport, ModelCheckReport, ModelGetReport, ModelVerdict, PlanReport, ScoreReport,
@@ -88,7 +90,7 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
     state::check_writable(&settings.state)?;
     let store = ModelStore::at(&settings.home);
     let threads = settings.threads.get();
-    let (mut learner, revision) = match state::read::<Knowledge>(&settings.state) {
+    let (mut learner, revision) = match state::open(&settings.state) {
         Ok((knowledge, revision)) => {
             refuse_changes(settings, &knowledge)?;
             let name = &knowledge.model.name;
@@ -145,6 +147,7 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
             shares.map(|(rank, p)| (rank.to_string(), p)).collect()
         }),
         state_bytes,
+        peak_heap_bytes: Counted.peak(),
     })
 }
 

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail};
 use fledge::board::{Cooled, Machine};
 use fledge::camera::{Camera, Frame, Next, Source};
-use fledge::data::Limits;
 use fledge::progress::Progress;
 use sd_notify::NotifyState;
 use serde::Serialize;
@@ -132,7 +131,7 @@ pub fn run(
         };
         last = Instant::now();
         frames += 1;
-        let answer = match frame.decode(&Limits::default()) {
+        let answer = match frame.decode(&recogniser.limits()) {
             Ok(image) => named(
                 &recogniser.classify_image(&mut session, image)?,
                 settings.top.get(),

@@ -2,13 +2,15 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Cursor, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
 
 use super::jpeg;
+use crate::vit::Pixels;
 
 /// An upright photo: `height` rows of `width` pixels of three bytes, no padding, at least 1 x 1.
 #[derive(Clone, PartialEq, Eq)]
@@ -61,19 +63,32 @@ pub struct Limits {
     pub max_pixels: u64,
     /// Size of the file.
     pub max_bytes: u64,
+    /// How many pixels the shorter side of the result needs: a JPEG of twice as many or more may be
+    /// decoded at a half, a quarter or an eighth of its size that still has them.
+    pub enough: usize,
 }
 
 impl Default for Limits {
-    /// 40 megapixels, more than most cameras make, in a file of at most 256 MiB.
+    /// 40 megapixels, more than most cameras make, in a file of at most 256 MiB; all pixels.
     fn default() -> Self {
         Self {
             max_pixels: 40_000_000,
             max_bytes: 256 << 20,
+            enough: usize::MAX,
         }
     }
 }
 
 impl Limits {
+    /// For a picture that is scaled to squares of `side`: twice as many pixels leave the filter
+    /// everything it looks at.
+    pub fn for_side(side: Pixels) -> Self {
+        Self {
+            enough: 2 * side,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn check_dimensions(&self, width: u64, height: u64) -> Result<(), Fault> {
         match width.checked_mul(height) {
             Some(pixels) if pixels <= self.max_pixels => Ok(()),
@@ -115,6 +130,11 @@ pub enum Fault {
     },
     #[error("is a {format} image that takes more memory to decode than its pixel limit allows")]
     TooMuchMemory { format: &'static str },
+    #[error(
+        "takes {} MiB to decode, and the budget leaves {} MiB for it: raise --budget by {} MiB, or scale it down first",
+        needed.div_ceil(1 << 20), left >> 20, needed.div_ceil(1 << 20) - (left >> 20)
+    )]
+    BeyondBudget { needed: usize, left: usize },
     #[error("is not an image: it holds {holds}")]
     NotAnImage { holds: &'static str },
     #[error("is {what}, which fledge cannot read; convert it to JPEG or PNG")]
@@ -141,12 +161,7 @@ pub struct DecodeError {
 /// # Errors
 /// When the file cannot be read, is beyond `limits`, or holds no whole image.
 pub fn decode(path: &Path, limits: &Limits) -> Result<Rgb, DecodeError> {
-    read(path, limits)
-        .and_then(|bytes| decode_bytes(&bytes, limits))
-        .map_err(|fault| DecodeError {
-            path: path.to_owned(),
-            fault,
-        })
+    Undecoded::open(path, limits)?.decode()
 }
 
 /// Decodes a JPEG, PNG, WebP, GIF, BMP, TIFF or PNM image held in memory.
@@ -158,19 +173,183 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Rgb, DecodeError> {
 /// # Errors
 /// When `bytes` is beyond `limits`, or holds no whole image of these formats.
 pub fn decode_bytes(bytes: &[u8], limits: &Limits) -> Result<Rgb, Fault> {
-    if bytes.is_empty() {
-        return Err(Fault::Empty);
-    }
     check_length(bytes.len() as u64, limits)?;
-    match recognise(bytes) {
-        Some(Content::Image(ImageFormat::Jpeg)) => jpeg::decode(bytes, limits),
-        Some(Content::Image(format)) => decode_as(format, bytes, limits),
-        Some(Content::Foreign(what)) => Err(Fault::Unsupported { what: what.into() }),
-        None => Err(Fault::NotAnImage {
-            holds: describe(bytes),
-        }),
+    let kind = Kind::of(bytes, || Ok(Cursor::new(bytes)), limits)?;
+    kind.decode(Cursor::new(bytes), limits)
+}
+
+/// An image file of which only the headers were read.
+#[derive(Debug)]
+pub struct Undecoded {
+    path: PathBuf,
+    file: File,
+    length: usize,
+    kind: Kind,
+    limits: Limits,
+}
+
+impl Undecoded {
+    /// Opens an image file and looks at its headers.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is beyond `limits`, or begins as no image does.
+    pub fn open(path: &Path, limits: &Limits) -> Result<Self, DecodeError> {
+        let fault = |fault| DecodeError {
+            path: path.to_owned(),
+            fault,
+        };
+        let unreadable = |error: io::Error| fault(Fault::Unreadable(error.to_string()));
+        // Asked first: opening a pipe that nobody writes to would wait for ever.
+        let metadata = path.metadata().map_err(unreadable)?;
+        if !metadata.is_file() {
+            return Err(fault(Fault::NotAFile));
+        }
+        check_length(metadata.len(), limits).map_err(fault)?;
+        let file = File::open(path).map_err(unreadable)?;
+        let mut head = [0; DESCRIBED];
+        let mut begun = 0;
+        while begun < head.len() {
+            match file.read_at(&mut head[begun..], begun as u64) {
+                Ok(0) => break,
+                Ok(read) => begun += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(unreadable(error)),
+            }
+        }
+        let from_start = || file.try_clone();
+        let kind = Kind::of(&head[..begun], from_start, limits).map_err(fault)?;
+        Ok(Self {
+            path: path.to_owned(),
+            length: usize::try_from(metadata.len()).unwrap_or(usize::MAX),
+            kind,
+            limits: *limits,
+            file,
+        })
+    }
+
+    /// Bytes that decoding takes at most, and scaling the result to squares of `side`.
+    pub fn memory(&self, side: Pixels) -> usize {
+        let (decoding, height) = match &self.kind {
+            Kind::Jpeg(Some(header)) => {
+                let file = if header.is_reduced() { 0 } else { self.length };
+                (header.memory() + file, header.height().max(header.width()))
+            }
+            // Damaged headers: only the file is looked at.
+            Kind::Jpeg(None) => (self.length + (64 << 10), 0),
+            Kind::Other { memory, height, .. } => (*memory, *height),
+        };
+        // The filter goes along rows first, and holds its weights.
+        decoding + 3 * side * height + 3 * side * side + 64 * side + 64 * height
+    }
+
+    /// Decodes it to upright RGB.
+    ///
+    /// # Errors
+    /// When it holds no whole image.
+    pub fn decode(mut self) -> Result<Rgb, DecodeError> {
+        let rgb = self
+            .file
+            .rewind()
+            .map_err(|error| Fault::Unreadable(error.to_string()))
+            .and_then(|()| self.kind.decode(&self.file, &self.limits));
+        rgb.map_err(|fault| DecodeError {
+            path: self.path,
+            fault,
+        })
+    }
+
+    /// The path, to say what is wrong with it.
+    pub fn fault(self, fault: Fault) -> DecodeError {
+        DecodeError {
+            path: self.path,
+            fault,
+        }
     }
 }
+
+/// How an image will be decoded.
+#[derive(Debug)]
+enum Kind {
+    /// With what its headers say, where they are whole.
+    Jpeg(Option<jpeg::Header>),
+    Other {
+        format: ImageFormat,
+        memory: usize,
+        /// The longer side.
+        height: usize,
+    },
+}
+
+impl Kind {
+    /// From the first bytes and, through `whole`, the headers of an image.
+    fn of<R: Read + Seek>(
+        head: &[u8],
+        whole: impl FnOnce() -> io::Result<R>,
+        limits: &Limits,
+    ) -> Result<Self, Fault> {
+        if head.is_empty() {
+            return Err(Fault::Empty);
+        }
+        let reader = || {
+            let mut reader = whole()?;
+            reader.rewind()?;
+            Ok(reader)
+        };
+        let unreadable = |error: io::Error| Fault::Unreadable(error.to_string());
+        match recognise(head) {
+            Some(Content::Image(ImageFormat::Jpeg)) => {
+                let reader = reader().map_err(unreadable)?;
+                jpeg::Header::peek(reader, limits).map(Self::Jpeg)
+            }
+            Some(Content::Image(format)) => {
+                let reader = BufReader::new(reader().map_err(unreadable)?);
+                let (decoder, _) = decoder_of(format, reader, limits)?;
+                let (width, height) = decoder.dimensions();
+                let pixels = width as usize * height as usize;
+                let decoded = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
+                // What comes out, what becomes of it, and what the decoder itself holds.
+                let inside = match format {
+                    ImageFormat::Png | ImageFormat::Bmp | ImageFormat::Pnm => 16 * width as usize,
+                    _ => 8 * pixels,
+                };
+                Ok(Self::Other {
+                    format,
+                    memory: decoded + 7 * pixels + inside + (192 << 10),
+                    height: width.max(height) as usize,
+                })
+            }
+            Some(Content::Foreign(what)) => Err(Fault::Unsupported { what: what.into() }),
+            None => Err(Fault::NotAnImage {
+                holds: describe(head),
+            }),
+        }
+    }
+
+    fn decode(&self, mut reader: impl Read + Seek, limits: &Limits) -> Result<Rgb, Fault> {
+        match self {
+            Self::Jpeg(Some(header)) if header.is_reduced() => {
+                header.decode_reduced(reader, header.memory())
+            }
+            Self::Jpeg(_) => {
+                let unreadable = |error: io::Error| Fault::Unreadable(error.to_string());
+                let length = reader.seek(SeekFrom::End(0)).map_err(unreadable)?;
+                check_length(length, limits)?;
+                reader.rewind().map_err(unreadable)?;
+                let mut bytes = Vec::with_capacity(length as usize);
+                // Not more than there was: a file may be growing.
+                reader
+                    .take(length)
+                    .read_to_end(&mut bytes)
+                    .map_err(unreadable)?;
+                jpeg::decode(&bytes, limits)
+            }
+            Self::Other { format, .. } => decode_as(*format, BufReader::new(reader), limits),
+        }
+    }
+}
+
+/// Bytes at the start of a file that are looked at to say what it is.
+const DESCRIBED: usize = 512;
 
 /// Bytes at the start of a file that [`recognise`] wants to see.
 pub(super) const SIGNATURE: usize = 16;
@@ -222,25 +401,6 @@ fn describe(bytes: &[u8]) -> &'static str {
     }
 }
 
-fn read(path: &Path, limits: &Limits) -> Result<Vec<u8>, Fault> {
-    let unreadable = |error: io::Error| Fault::Unreadable(error.to_string());
-    // Asked first: opening a pipe that nobody writes to would wait for ever.
-    let metadata = path.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(Fault::NotAFile);
-    }
-    check_length(metadata.len(), limits)?;
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| {
-            // One byte more than allowed, to notice a file that is growing.
-            file.take(limits.max_bytes.saturating_add(1))
-                .read_to_end(&mut bytes)
-        })
-        .map_err(unreadable)?;
-    Ok(bytes)
-}
-
 fn check_length(bytes: u64, limits: &Limits) -> Result<(), Fault> {
     if bytes > limits.max_bytes {
         return Err(Fault::TooManyBytes {
@@ -251,17 +411,33 @@ fn check_length(bytes: u64, limits: &Limits) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Every format but JPEG, through the `image` crate.
-fn decode_as(format: ImageFormat, bytes: &[u8], limits: &Limits) -> Result<Rgb, Fault> {
-    let name = format_name(format);
-    let fault = |error: ImageError| fault_of(&error, name);
+/// A decoder for every format but JPEG, from the `image` crate, and what it may allocate.
+fn decoder_of<'r, R: BufRead + Seek + 'r>(
+    format: ImageFormat,
+    reader: R,
+    limits: &Limits,
+) -> Result<(impl ImageDecoder + use<'r, R>, image::Limits), Fault> {
+    let fault = |error: ImageError| fault_of(&error, format_name(format));
     let mut memory = image::Limits::default();
     memory.max_alloc = Some(limits.decoder_memory());
-    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut reader = ImageReader::with_format(reader, format);
     reader.limits(memory.clone());
-    let mut decoder = reader.into_decoder().map_err(fault)?;
+    let decoder = reader.into_decoder().map_err(fault)?;
     let (width, height) = decoder.dimensions();
     limits.check_dimensions(width.into(), height.into())?;
+    Ok((decoder, memory))
+}
+
+/// Every format but JPEG.
+fn decode_as(
+    format: ImageFormat,
+    reader: impl BufRead + Seek,
+    limits: &Limits,
+) -> Result<Rgb, Fault> {
+    let name = format_name(format);
+    let fault = |error: ImageError| fault_of(&error, name);
+    let (mut decoder, mut memory) = decoder_of(format, reader, limits)?;
+    let (width, height) = decoder.dimensions();
     // Orientation is a courtesy: an image with odd metadata is still an image.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     memory.reserve(decoder.total_bytes()).map_err(fault)?;
@@ -284,13 +460,12 @@ fn over_white(image: &image::RgbaImage) -> Vec<u8> {
         let (value, alpha) = (u32::from(value), u32::from(alpha));
         ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
     };
-    image
-        .pixels()
-        .flat_map(|pixel| {
-            let [red, green, blue, alpha] = pixel.0;
-            [red, green, blue].map(|value| blend(value, alpha))
-        })
-        .collect()
+    let mut opaque = Vec::with_capacity(3 * image.pixels().len());
+    for pixel in image.pixels() {
+        let [red, green, blue, alpha] = pixel.0;
+        opaque.extend([red, green, blue].map(|value| blend(value, alpha)));
+    }
+    opaque
 }
 
 /// Turns and flips `rgb` as its EXIF orientation asks.

@@ -7,11 +7,13 @@ mod folder;
 mod jpeg;
 mod preprocess;
 mod rows;
+mod shelf;
 mod split;
 
 pub use cache::{CacheError, PrefixCache};
-pub use decode::{DecodeError, Fault, Limits, Rgb, decode, decode_bytes};
+pub use decode::{DecodeError, Fault, Limits, Rgb, Undecoded, decode, decode_bytes};
 pub use folder::{ClassFolder, FolderError, SkipReason, Skipped, TaskFolder};
 pub use preprocess::{Fit, normalise, patchify, resize_square};
 pub use rows::RowFile;
+pub use shelf::Shelf;
 pub use split::{DEFAULT_FRACTION, Split, split, split_class};

@@ -297,12 +297,9 @@ impl Lesson<'_> {
         rng: &mut ChaCha8Rng,
     ) -> Result<usize, FitError> {
         let fit = &settings.fit;
-        let demand = learner.demand(
-            adapters,
-            head.classes,
-            self.encoded.records.len(),
-            fit.batch,
-        );
+        let images = self.encoded.records.len().div_ceil(head.classes.max(1));
+        let known = &learner.knowledge().head;
+        let demand = learner.demand(adapters, known, &vec![images; head.classes], fit.batch);
         let plan = Plan::within(&demand, settings.budget);
         let mut trainer = Trainer::new(
             learner.pool(),

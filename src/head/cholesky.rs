@@ -7,7 +7,7 @@ use crate::kernels::matmul::{MatMut, MatRef, matmul};
 
 const BLOCK: usize = 48;
 /// Rows of `dim` floats in the buffer of [`factorise`].
-pub(super) const PANEL_ROWS: usize = BLOCK + 1;
+pub(crate) const PANEL_ROWS: usize = BLOCK + 1;
 /// A pivot that kept less than this fraction of its diagonal element is rounding noise.
 const LEAST_PIVOT: f32 = 64.0 * f32::EPSILON;
 

@@ -47,7 +47,7 @@ impl Classifier {
         Ok(fitted)
     }
 
-    fn unfitted(
+    pub(super) fn unfitted(
         sources: &[&Statistics],
         shrinkage: f32,
         workspace: &mut Workspace,
@@ -144,7 +144,7 @@ impl Classifier {
 
     /// `fitted` gets each part's number, the factor L of its covariance and the variance that
     /// `L L^T` is to be multiplied by.
-    fn refit_parts(
+    pub(super) fn refit_parts(
         &mut self,
         sources: &[&Statistics],
         parts: Range<usize>,
@@ -174,7 +174,7 @@ impl Classifier {
             return Err(HeadError::ComponentsChanged);
         }
         for part in parts {
-            let variance = self.fit_part(sources, part, workspace);
+            let variance = self.fit_part(sources, part, workspace)?;
             fitted(part, &workspace.matrix, variance);
         }
         Ok(())

@@ -7,15 +7,21 @@
 //! underflows. Whatever rounding does happens before the factor's product enters the shared
 //! scatter, hence subtracting the same product later is exact to f32 rounding.
 
+use std::sync::Arc;
+
 use half::f16;
+use postcard::Deserializer;
+use postcard::de_flavors::Flavor;
 use serde::{Deserialize, Serialize};
 
 use super::HeadError;
+use crate::data::{CacheError, Shelf};
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
+use crate::state::StreamError;
 
 /// Rows that may pile up beyond `dim` before they are folded, and the height of a tile of a
 /// Gram product.
-pub(super) const TILE: usize = 32;
+pub(crate) const TILE: usize = 32;
 /// Scaled rows have their largest magnitude in `[2^13, 2^14)`, safely inside f16.
 const TOP_EXPONENT: i32 = 13;
 
@@ -30,8 +36,71 @@ struct PartFactor {
     /// One power of two a row; its length is the rank.
     scales: Vec<f32>,
     /// Row i holds its columns from i on, as little-endian f16.
-    #[serde(with = "bytes")]
-    trapezoid: Vec<u8>,
+    trapezoid: Run,
+}
+
+/// Bytes in memory, or on a shelf.
+#[derive(Debug, Clone)]
+enum Run {
+    Held(Vec<u8>),
+    Shelved {
+        shelf: Arc<Shelf>,
+        at: u64,
+        bytes: usize,
+    },
+}
+
+/// Bytes read from a shelf at a time, on the stack; an even number.
+const CHUNK: usize = 4096;
+
+impl Run {
+    fn len(&self) -> usize {
+        match self {
+            Self::Held(bytes) => bytes.len(),
+            Self::Shelved { bytes, .. } => *bytes,
+        }
+    }
+
+    /// Hands all bytes to `sees`, an even number at a time.
+    fn each(&self, mut sees: impl FnMut(&[u8])) -> Result<(), CacheError> {
+        match self {
+            Self::Held(bytes) => sees(bytes),
+            Self::Shelved { shelf, at, bytes } => {
+                let mut chunk = [0; CHUNK];
+                for first in (0..*bytes).step_by(CHUNK) {
+                    let chunk = &mut chunk[..CHUNK.min(bytes - first)];
+                    shelf.read(at + first as u64, chunk)?;
+                    sees(chunk);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn to_vec(&self) -> Result<Vec<u8>, CacheError> {
+        let mut all = Vec::with_capacity(self.len());
+        self.each(|bytes| all.extend_from_slice(bytes))?;
+        Ok(all)
+    }
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self::Held(Vec::new())
+    }
+}
+
+/// By content; what cannot be read back equals nothing.
+impl PartialEq for Run {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Held(ours), Self::Held(theirs)) => ours == theirs,
+            _ => {
+                self.len() == other.len()
+                    && matches!((self.to_vec(), other.to_vec()), (Ok(ours), Ok(theirs)) if ours == theirs)
+            }
+        }
+    }
 }
 
 impl Factor {
@@ -55,6 +124,65 @@ impl Factor {
             .sum()
     }
 
+    /// Bytes in memory with the numbers on a shelf.
+    pub(super) fn memory_on_shelf(&self) -> usize {
+        let of_part = |part: &PartFactor| size_of::<PartFactor>() + 4 * part.scales.len();
+        self.parts.iter().map(of_part).sum()
+    }
+
+    /// Bytes on shelves.
+    pub(super) fn shelved(&self) -> u64 {
+        let runs = self.parts.iter().map(|part| &part.trapezoid);
+        runs.map(|run| match run {
+            Run::Held(_) => 0,
+            Run::Shelved { bytes, .. } => *bytes as u64,
+        })
+        .sum()
+    }
+
+    /// Moves what is in memory to a shelf; with `all`, what is on others too.
+    pub(super) fn shelve(&mut self, to: &Arc<Shelf>, all: bool) -> Result<(), CacheError> {
+        (0..self.parts.len()).try_for_each(|part| self.shelve_part(part, to, all))
+    }
+
+    /// Reads what postcard wrote of a factor of `parts` parts, each of which goes to a shelf.
+    pub(super) fn deserialize_shelved<'de, F: Flavor<'de>>(
+        from: &mut Deserializer<'de, F>,
+        parts: usize,
+        to: &Arc<Shelf>,
+    ) -> Result<Self, StreamError> {
+        if usize::deserialize(&mut *from)? != parts {
+            return Err(HeadError::Damaged("a factor has the wrong number of parts").into());
+        }
+        let mut factor = Self::empty(parts);
+        for part in 0..parts {
+            factor.parts[part] = PartFactor::deserialize(&mut *from)?;
+            let shelved = factor.shelve_part(part, to, false);
+            shelved.map_err(HeadError::from)?;
+        }
+        Ok(factor)
+    }
+
+    /// [`Factor::shelve`] for one part.
+    pub(super) fn shelve_part(
+        &mut self,
+        part: usize,
+        to: &Arc<Shelf>,
+        all: bool,
+    ) -> Result<(), CacheError> {
+        let run = &mut self.parts[part].trapezoid;
+        let bytes = run.len();
+        let at = match run {
+            Run::Held(held) => to.put(held)?,
+            Run::Shelved { .. } if all => to.put(&run.to_vec()?)?,
+            Run::Shelved { .. } => return Ok(()),
+        };
+        let shelf = Arc::clone(to);
+        *run = Run::Shelved { shelf, at, bytes };
+        self.parts[part].scales.shrink_to_fit();
+        Ok(())
+    }
+
     pub(super) fn check(&self, parts: usize, dim: usize) -> Result<(), HeadError> {
         if self.parts.len() != parts {
             return Err(HeadError::Damaged("a factor has the wrong number of parts"));
@@ -64,11 +192,11 @@ impl Factor {
             if rank > dim || part.trapezoid.len() != 2 * trapezoid_len(rank, dim) {
                 return Err(HeadError::Damaged("a factor has the wrong size"));
             }
-            let usable = part.scales.iter().all(|s| s.is_finite())
-                && part
-                    .trapezoid
-                    .chunks_exact(2)
-                    .all(|b| f16::from_le_bytes([b[0], b[1]]).is_finite());
+            let mut usable = part.scales.iter().all(|s| s.is_finite());
+            part.trapezoid.each(|bytes| {
+                let mut values = bytes.chunks_exact(2);
+                usable &= values.all(|b| f16::from_le_bytes([b[0], b[1]]).is_finite());
+            })?;
             if !usable {
                 return Err(HeadError::Damaged(
                     "a factor holds a number that is not finite",
@@ -79,15 +207,29 @@ impl Factor {
     }
 
     /// Appends the rows of one part to `rows`.
-    pub(super) fn unpack(&self, part: usize, rows: &mut Rows) {
+    pub(super) fn unpack(&self, part: usize, rows: &mut Rows) -> Result<(), CacheError> {
         let part = &self.parts[part];
-        let mut bytes = part.trapezoid.chunks_exact(2);
-        for (i, &scale) in part.scales.iter().enumerate() {
-            let row = rows.push();
-            for (value, b) in row[i..].iter_mut().zip(&mut bytes) {
-                *value = f16::from_le_bytes([b[0], b[1]]).to_f32() * scale;
+        let (dim, first) = (rows.dim, rows.data.len());
+        rows.data.resize(first + part.scales.len() * dim, 0.0);
+        let data = &mut rows.data[first..];
+        let (mut i, mut j) = (0, 0);
+        part.trapezoid.each(|mut bytes| {
+            while !bytes.is_empty() {
+                // As much of a row as there is.
+                let values = (dim - j).min(bytes.len() / 2);
+                let (now, later) = bytes.split_at(2 * values);
+                let row = &mut data[i * dim + j..][..values];
+                for (value, b) in row.iter_mut().zip(now.chunks_exact(2)) {
+                    *value = f16::from_le_bytes([b[0], b[1]]).to_f32() * part.scales[i];
+                }
+                bytes = later;
+                j += values;
+                if j == dim {
+                    i += 1;
+                    j = i;
+                }
             }
-        }
+        })
     }
 
     /// Stores folded rows as the factor of one part and rounds `rows` to what was stored.
@@ -95,10 +237,7 @@ impl Factor {
         let dim = rows.dim;
         let stored = &mut self.parts[part];
         stored.scales.clear();
-        stored.trapezoid.clear();
-        stored
-            .trapezoid
-            .reserve_exact(2 * trapezoid_len(rows.len(), dim));
+        let mut trapezoid = Vec::with_capacity(2 * trapezoid_len(rows.len(), dim));
         for (i, row) in rows.data.chunks_exact_mut(dim).enumerate() {
             let peak = row.iter().fold(0.0f32, |peak, v| peak.max(v.abs()));
             let scale = if peak >= f32::MIN_POSITIVE {
@@ -109,10 +248,11 @@ impl Factor {
             stored.scales.push(scale);
             for value in &mut row[i..] {
                 let rounded = f16::from_f32(*value / scale);
-                stored.trapezoid.extend_from_slice(&rounded.to_le_bytes());
+                trapezoid.extend_from_slice(&rounded.to_le_bytes());
                 *value = rounded.to_f32() * scale;
             }
         }
+        stored.trapezoid = Run::Held(trapezoid);
     }
 }
 
@@ -269,26 +409,39 @@ pub(super) fn packed_row(i: usize) -> usize {
 
 /// Bytes as one run: postcard would spend a variable-length integer on every u16.
 mod bytes {
-    use serde::de::{Deserializer, Error, Visitor};
-    use serde::ser::Serializer;
+    use serde::de::{Deserialize, Deserializer, Error, Visitor};
+    use serde::ser::{Error as _, Serialize, Serializer};
 
-    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(bytes)
-    }
+    use super::Run;
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        struct Bytes;
-        impl Visitor<'_> for Bytes {
-            type Value = Vec<u8>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a run of bytes")
-            }
-
-            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
-                Ok(bytes.to_vec())
+    impl Serialize for Run {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            match self {
+                Run::Held(bytes) => serializer.serialize_bytes(bytes),
+                Run::Shelved { .. } => {
+                    serializer.serialize_bytes(&self.to_vec().map_err(S::Error::custom)?)
+                }
             }
         }
-        deserializer.deserialize_bytes(Bytes)
+    }
+
+    impl<'de> Deserialize<'de> for Run {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_byte_buf(Bytes).map(Run::Held)
+        }
+    }
+
+    struct Bytes;
+
+    impl Visitor<'_> for Bytes {
+        type Value = Vec<u8>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a run of bytes")
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+            Ok(bytes.to_vec())
+        }
     }
 }

@@ -3,8 +3,7 @@
 use std::ops::Range;
 
 use super::cholesky;
-use super::factor::packed_row;
-use super::{ClassId, Classifier, Component, Layout, Statistics, TaskId};
+use super::{ClassId, Classifier, Component, HeadError, Layout, Statistics, TaskId};
 
 /// Right-hand sides solved at a time.
 const COLUMNS: usize = 32;
@@ -73,7 +72,7 @@ impl Classifier {
         sources: &[&Statistics],
         part: usize,
         workspace: &mut Workspace,
-    ) -> f64 {
+    ) -> Result<f64, HeadError> {
         let dim = self.layout.dim;
         let range = self.layout.part(part);
         let width = self.layout.width();
@@ -106,7 +105,7 @@ impl Classifier {
         let freedom = images.saturating_sub(self.components.len() as u64).max(1) as f64;
         let mut shrinkage = self.shrinkage;
         let (outcome, variance) = loop {
-            workspace.assemble(sources, self.layout, part, &self.weights);
+            workspace.assemble(sources, self.layout, part, &self.weights)?;
             let diagonal = (0..dim).map(|i| f64::from(workspace.matrix[i * dim + i]));
             let variance = diagonal.sum::<f64>() / (dim as f64 * freedom);
             if !variance.is_finite() || variance <= (ROUNDING_VARIANCE * size).max(1e-30) {
@@ -139,7 +138,7 @@ impl Classifier {
         }
         self.outcomes[part] = outcome;
         self.solve_part(part, variance, workspace);
-        variance
+        Ok(variance)
     }
 
     /// Turns the means in `weights` into `S^-1 (mean - center)` and sets the offsets.
@@ -208,21 +207,32 @@ impl Workspace {
 
     /// Sums the sources' scatter of one part into the lower triangle of the matrix, with the
     /// spread between the means of a component that several sources hold (Chan et al. 1979).
-    fn assemble(&mut self, sources: &[&Statistics], layout: Layout, part: usize, means: &[f32]) {
+    fn assemble(
+        &mut self,
+        sources: &[&Statistics],
+        layout: Layout,
+        part: usize,
+        means: &[f32],
+    ) -> Result<(), HeadError> {
         let dim = layout.dim;
         self.matrix.clear();
         self.matrix.resize(dim * dim, 0.0);
         self.rhs.resize(dim * COLUMNS, 0.0);
         for source in sources {
-            let packed = source.scatter(part);
-            if packed.is_empty() {
-                continue;
-            }
-            for (i, row) in self.matrix.chunks_exact_mut(dim).enumerate() {
-                for (sum, term) in row[..=i].iter_mut().zip(&packed[packed_row(i)..]) {
-                    *sum += term;
+            let (mut i, mut j) = (0, 0);
+            source.each_scatter(part, |mut terms| {
+                while !terms.is_empty() {
+                    // As much of a row as there is.
+                    let (now, later) = terms.split_at(terms.len().min(i + 1 - j));
+                    let row = &mut self.matrix[i * dim + j..][..now.len()];
+                    row.iter_mut().zip(now).for_each(|(sum, term)| *sum += term);
+                    terms = later;
+                    j += now.len();
+                    if j > i {
+                        (i, j) = (i + 1, 0);
+                    }
                 }
-            }
+            })?;
         }
         let groups = self.members.chunk_by(Member::same_component);
         for (group, row) in groups.zip(means.chunks_exact(layout.width())) {
@@ -245,6 +255,7 @@ impl Workspace {
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -40,6 +40,7 @@ impl Statistics {
         if let Some(&Component { class, task, .. }) = going.find(|c| c.factor.is_none()) {
             return Err(HeadError::NoFactor { class, task });
         }
+        self.unshelve()?;
         let mut rows = Rows::new(self.layout.dim);
         for component in self.components.iter().filter(|c| goes(c)) {
             let Some(factor) = &component.factor else {
@@ -47,7 +48,7 @@ impl Statistics {
             };
             for part in self.held.clone() {
                 rows.clear();
-                factor.unpack(part, &mut rows);
+                factor.unpack(part, &mut rows)?;
                 let place = self.scatter_of(part);
                 rows.add_gram(-1.0, &mut self.scatter[place]);
             }

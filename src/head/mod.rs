@@ -7,6 +7,7 @@
 //! probabilities, and [`Novelty`] with a [`Sketch`] of that of validation images says when an image is
 //! like nothing that was learned.
 
+mod by_part;
 mod calibration;
 mod cholesky;
 mod classifier;
@@ -19,13 +20,16 @@ mod pool;
 mod reject;
 mod relative;
 mod retake;
-mod spill;
+mod shelve;
 mod statistics;
 mod transport;
 
+pub use by_part::Strangeness;
 pub use calibration::{Calibration, Temperature, probabilities};
+pub(crate) use cholesky::PANEL_ROWS;
 pub use classifier::Classifier;
 pub use factor::Factor;
+pub(crate) use factor::TILE;
 pub(crate) use fit::solver_floats;
 pub use fit::{PartFit, Workspace};
 pub use layout::{ClassId, Layout, TaskId};
@@ -33,9 +37,10 @@ pub use novelty::{Novelties, Novelty};
 pub use reject::{Mahalanobis, Sketch};
 pub use relative::RelativeMahalanobis;
 pub use retake::Retaking;
-pub use spill::Spilled;
 pub use statistics::{Component, Statistics};
 pub use transport::Transport;
+
+use crate::data::CacheError;
 
 /// Shrinkage of the covariance towards its trace that did best or near best wherever it was
 /// measured (`docs/method.md`).
@@ -65,6 +70,8 @@ pub enum HeadError {
          neither grow nor be removed exactly; attach the factors first"
     )]
     NoFactor { class: ClassId, task: TaskId },
+    #[error("what was learned waits on disk, and {0}")]
+    Disk(String),
     #[error("nothing has been learned yet; learn a task first")]
     Empty,
     #[error("the components changed since the classifier was fitted; fit it again from the start")]
@@ -73,6 +80,12 @@ pub enum HeadError {
     Shrinkage,
     #[error("the stored statistics are damaged: {0}; restore an older state file or learn again")]
     Damaged(&'static str),
+}
+
+impl From<CacheError> for HeadError {
+    fn from(error: CacheError) -> Self {
+        Self::Disk(error.to_string())
+    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub struct Novelties {
 
 /// What is usual for an image that was not learned.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Scale {
+pub(super) struct Scale {
     mean: f64,
     spread: f64,
 }
@@ -61,7 +61,7 @@ impl Novelty {
             relative,
             scales: None,
         };
-        fitted.scales = fitted.usual(&classifier, sources);
+        fitted.scales = fitted.usual(&classifier, sources)?;
         Ok((classifier, fitted))
     }
 
@@ -127,79 +127,26 @@ impl Novelty {
     }
 
     /// Both distances' scales, from stand-ins for images left out.
-    fn usual(&self, classifier: &Classifier, sources: &[&Statistics]) -> Option<[Scale; 2]> {
-        let layout = classifier.layout();
+    fn usual(
+        &self,
+        classifier: &Classifier,
+        sources: &[&Statistics],
+    ) -> Result<Option<[Scale; 2]>, HeadError> {
         let mut workspace = Workspace::default();
         workspace.gather(sources);
-        let images: u64 = sources.iter().map(|s| s.images()).sum();
-        let groups = classifier.components().len();
-        let freedom = images.saturating_sub(groups as u64).max(1) as f64;
-        let each = STAND_INS.div_ceil(groups);
-        let stride = groups.div_ceil(STAND_INS);
-        let mut totals = [Scale::NOTHING; 2];
-        let mut rows = Rows::new(layout.dim);
-        let mut mean = vec![0.0f32; layout.dim];
-        let mut deviation = vec![0.0f32; layout.dim];
-        for part in 0..layout.parts {
-            let kept = match classifier.outcomes()[part] {
-                PartFit::AsAsked => 1.0 - f64::from(classifier.shrinkage),
-                PartFit::Raised { shrinkage } => 1.0 - f64::from(shrinkage),
-                PartFit::NearestMean => 0.0,
+        let mut scales = Scales::new();
+        for part in 0..classifier.layout().parts {
+            let measure = OfPart {
+                novelty: self,
+                part,
             };
-            let mut rng = ChaCha8Rng::seed_from_u64(part as u64);
-            let mut seen = [Moments::default(); 2];
-            for (group, members) in workspace.groups().enumerate().step_by(stride) {
-                let components = members.iter().map(|m| m.component(sources));
-                pooled_mean(sources, members, layout.part(part), &mut mean);
-                let products: Vec<f64> = (0..groups)
-                    .map(|j| classifier.projection(j, part, &mean))
-                    .collect();
-                let count: f64 = components.clone().map(|c| f64::from(c.count)).sum();
-                for component in components {
-                    let Some(factor) = &component.factor else {
-                        continue;
-                    };
-                    rows.clear();
-                    factor.unpack(part, &mut rows);
-                    if rows.len() == 0 {
-                        continue;
-                    }
-                    for _ in 0..each {
-                        rows.mix(|| rng.random::<bool>(), &mut deviation);
-                        // One of n - 1 equal shares of the scatter, which an image adds when it
-                        // deviates from the mean of the others by a bit more.
-                        let share = 1.0 / (f64::from(component.count) - 1.0).max(1.0);
-                        let scale = (share * count / (count - 1.0)).sqrt() as f32;
-                        deviation.iter_mut().for_each(|d| *d *= scale);
-                        let left_out = LeftOut {
-                            group,
-                            products: &products,
-                            share: 1.0 / count,
-                            weight: kept / freedom * (count - 1.0) / count,
-                        };
-                        let distances = self.left_out(classifier, part, &deviation, &left_out);
-                        seen.iter_mut().zip(distances).for_each(|(s, d)| s.add(d));
-                    }
-                }
-            }
-            for (total, seen) in totals.iter_mut().zip(seen) {
-                total.mean += seen.mean()? / layout.width() as f64;
-                // Parts see the same image, so their spreads add up, not their variances.
-                total.spread += seen.deviation()? / layout.width() as f64;
-            }
+            scales.add_part(classifier, sources, &workspace, part, &measure)?;
         }
-        totals
-            .iter()
-            .all(|s| s.mean.is_finite() && s.spread.is_finite() && s.spread > 0.0)
-            .then_some(totals)
+        Ok(scales.finish())
     }
 
-    /// Nearest and relative squared distance, in one part, of an image that deviates by
-    /// `deviation` from the mean of the others of its component, once it is taken out.
-    ///
-    /// With the image out, `S' = S - g d d^T` and the centred means are `m_j + a_j d`. All that is
-    /// needed of `S'^-1` follows from `q = d^T S^-1 d` and `P = W^T d` (Sherman and Morrison 1950),
-    /// and `I + B'^T S'^-1 B'` is a change of rank two of the factored `I + B^T S^-1 B` (Woodbury).
+    /// See [`left_out`].
+    #[cfg(test)]
     pub(super) fn left_out(
         &self,
         classifier: &Classifier,
@@ -207,49 +154,190 @@ impl Novelty {
         deviation: &[f32],
         out: &LeftOut<'_>,
     ) -> [f64; 2] {
-        let (k, g) = (out.group, out.weight);
-        let groups = classifier.components().len();
-        let count = groups as f64;
-        let q = self.nearest.square(part, deviation);
-        let t = 1.0 / (1.0 - g * q).max(1e-6);
-        let a = |j: usize| out.share * (1.0 / count - if j == k { 1.0 } else { 0.0 });
-        let p: Vec<f64> = (0..groups)
-            .map(|j| classifier.slope(j, part, deviation))
-            .collect();
-        // m'_k^T S^-1 m'_j
-        let gram = |j: usize| out.products[j] + a(j) * p[k] + a(k) * p[j] + a(k) * a(j) * q;
-        let along = |j: usize| p[j] + a(j) * q;
-        let step = g * t * (along(k) + q);
-        let scale = count.sqrt();
-        let y = |j: usize| gram(j) + along(j) + step * along(j);
-        let score = y(k) - 0.5 * (gram(k) + g * t * along(k).powi(2));
-
-        let whitened = |value: &dyn Fn(usize) -> f64| {
-            let mut v: Vec<f32> = (0..groups).map(|j| value(j) as f32).collect();
-            self.relative.whiten(part, &mut v);
-            v
+        let measure = OfPart {
+            novelty: self,
+            part,
         };
-        let (u, za, zp) = (
-            whitened(&|j| y(j) / scale),
-            whitened(&a),
-            whitened(&|j| p[j]),
-        );
-        let product = |x: &[f32], y: &[f32]| f64::from(dot(x, y));
-        let h = [
-            product(&za, &za) - count * g,
-            product(&za, &zp) + count,
-            product(&zp, &zp) - count * q,
-        ];
-        let b = [product(&za, &u), product(&zp, &u)];
-        let determinant = h[0] * h[2] - h[1] * h[1];
-        let change =
-            (h[2] * b[0] * b[0] - 2.0 * h[1] * b[0] * b[1] + h[0] * b[1] * b[1]) / determinant;
-        [q * t, product(&u, &u) - change - 2.0 * score]
+        left_out(&measure, classifier, part, deviation, out)
+    }
+}
+
+/// What measures both distances in one part.
+pub(super) trait Measure {
+    /// `d^T S^-1 d` of a deviation d.
+    fn square(&self, deviation: &[f32]) -> f64;
+
+    /// `L^-1 v` in place, `L L^T = I + B^T S^-1 B`.
+    fn whiten(&self, v: &mut [f32]);
+}
+
+/// A part of what is kept of all.
+struct OfPart<'a> {
+    novelty: &'a Novelty,
+    part: usize,
+}
+
+impl Measure for OfPart<'_> {
+    fn square(&self, deviation: &[f32]) -> f64 {
+        self.novelty.nearest.square(self.part, deviation)
+    }
+
+    fn whiten(&self, v: &mut [f32]) {
+        self.novelty.relative.whiten(self.part, v);
+    }
+}
+
+/// Nearest and relative squared distance, in one part, of an image that deviates by
+/// `deviation` from the mean of the others of its component, once it is taken out.
+///
+/// With the image out, `S' = S - g d d^T` and the centred means are `m_j + a_j d`. All that is
+/// needed of `S'^-1` follows from `q = d^T S^-1 d` and `P = W^T d` (Sherman and Morrison 1950),
+/// and `I + B'^T S'^-1 B'` is a change of rank two of the factored `I + B^T S^-1 B` (Woodbury).
+fn left_out(
+    measure: &dyn Measure,
+    classifier: &Classifier,
+    part: usize,
+    deviation: &[f32],
+    out: &LeftOut<'_>,
+) -> [f64; 2] {
+    let (k, g) = (out.group, out.weight);
+    let groups = classifier.components().len();
+    let count = groups as f64;
+    let q = measure.square(deviation);
+    let t = 1.0 / (1.0 - g * q).max(1e-6);
+    let a = |j: usize| out.share * (1.0 / count - if j == k { 1.0 } else { 0.0 });
+    let p: Vec<f64> = (0..groups)
+        .map(|j| classifier.slope(j, part, deviation))
+        .collect();
+    // m'_k^T S^-1 m'_j
+    let gram = |j: usize| out.products[j] + a(j) * p[k] + a(k) * p[j] + a(k) * a(j) * q;
+    let along = |j: usize| p[j] + a(j) * q;
+    let step = g * t * (along(k) + q);
+    let scale = count.sqrt();
+    let y = |j: usize| gram(j) + along(j) + step * along(j);
+    let score = y(k) - 0.5 * (gram(k) + g * t * along(k).powi(2));
+
+    let whitened = |value: &dyn Fn(usize) -> f64| {
+        let mut v: Vec<f32> = (0..groups).map(|j| value(j) as f32).collect();
+        measure.whiten(&mut v);
+        v
+    };
+    let (u, za, zp) = (
+        whitened(&|j| y(j) / scale),
+        whitened(&a),
+        whitened(&|j| p[j]),
+    );
+    let product = |x: &[f32], y: &[f32]| f64::from(dot(x, y));
+    let h = [
+        product(&za, &za) - count * g,
+        product(&za, &zp) + count,
+        product(&zp, &zp) - count * q,
+    ];
+    let b = [product(&za, &u), product(&zp, &u)];
+    let determinant = h[0] * h[2] - h[1] * h[1];
+    let change = (h[2] * b[0] * b[0] - 2.0 * h[1] * b[0] * b[1] + h[0] * b[1] * b[1]) / determinant;
+    [q * t, product(&u, &u) - change - 2.0 * score]
+}
+
+/// The scales of both distances, gathered part after part.
+pub(super) struct Scales {
+    /// None once a part could not tell.
+    totals: Option<[Scale; 2]>,
+}
+
+impl Scales {
+    pub(super) fn new() -> Self {
+        Self {
+            totals: Some([Scale::NOTHING; 2]),
+        }
+    }
+
+    /// Adds one part, from stand-ins for images left out. `workspace` has gathered `sources`.
+    pub(super) fn add_part(
+        &mut self,
+        classifier: &Classifier,
+        sources: &[&Statistics],
+        workspace: &Workspace,
+        part: usize,
+        measure: &dyn Measure,
+    ) -> Result<(), HeadError> {
+        let Some(totals) = &mut self.totals else {
+            return Ok(());
+        };
+        let layout = classifier.layout();
+        let images: u64 = sources.iter().map(|s| s.images()).sum();
+        let groups = classifier.components().len();
+        let freedom = images.saturating_sub(groups as u64).max(1) as f64;
+        let each = STAND_INS.div_ceil(groups);
+        let stride = groups.div_ceil(STAND_INS);
+        let mut rows = Rows::new(layout.dim);
+        let mut mean = vec![0.0f32; layout.dim];
+        let mut deviation = vec![0.0f32; layout.dim];
+        let kept = match classifier.outcomes()[part] {
+            PartFit::AsAsked => 1.0 - f64::from(classifier.shrinkage),
+            PartFit::Raised { shrinkage } => 1.0 - f64::from(shrinkage),
+            PartFit::NearestMean => 0.0,
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(part as u64);
+        let mut seen = [Moments::default(); 2];
+        for (group, members) in workspace.groups().enumerate().step_by(stride) {
+            let components = members.iter().map(|m| m.component(sources));
+            pooled_mean(sources, members, layout.part(part), &mut mean);
+            let products: Vec<f64> = (0..groups)
+                .map(|j| classifier.projection(j, part, &mean))
+                .collect();
+            let count: f64 = components.clone().map(|c| f64::from(c.count)).sum();
+            for component in components {
+                let Some(factor) = &component.factor else {
+                    continue;
+                };
+                rows.clear();
+                factor.unpack(part, &mut rows)?;
+                if rows.len() == 0 {
+                    continue;
+                }
+                for _ in 0..each {
+                    rows.mix(|| rng.random::<bool>(), &mut deviation);
+                    // One of n - 1 equal shares of the scatter, which an image adds when it
+                    // deviates from the mean of the others by a bit more.
+                    let share = 1.0 / (f64::from(component.count) - 1.0).max(1.0);
+                    let scale = (share * count / (count - 1.0)).sqrt() as f32;
+                    deviation.iter_mut().for_each(|d| *d *= scale);
+                    let out = LeftOut {
+                        group,
+                        products: &products,
+                        share: 1.0 / count,
+                        weight: kept / freedom * (count - 1.0) / count,
+                    };
+                    let distances = left_out(measure, classifier, part, &deviation, &out);
+                    seen.iter_mut().zip(distances).for_each(|(s, d)| s.add(d));
+                }
+            }
+        }
+        for (total, seen) in totals.iter_mut().zip(seen) {
+            let (Some(mean), Some(deviation)) = (seen.mean(), seen.deviation()) else {
+                self.totals = None;
+                return Ok(());
+            };
+            total.mean += mean / layout.width() as f64;
+            // Parts see the same image, so their spreads add up, not their variances.
+            total.spread += deviation / layout.width() as f64;
+        }
+        Ok(())
+    }
+
+    /// Of the nearest and the relative distance; none when no class has two different images.
+    pub(super) fn finish(self) -> Option<[Scale; 2]> {
+        self.totals.filter(|totals| {
+            totals
+                .iter()
+                .all(|s| s.mean.is_finite() && s.spread.is_finite() && s.spread > 0.0)
+        })
     }
 }
 
 /// The relative distance says nothing below three classes.
-fn is_relative(classifier: &Classifier) -> bool {
+pub(super) fn is_relative(classifier: &Classifier) -> bool {
     classifier.classes().len() >= RELATIVE_FROM
 }
 
@@ -271,7 +359,7 @@ impl Scale {
         spread: 0.0,
     };
 
-    fn place(&self, distance: f32) -> f32 {
+    pub(super) fn place(&self, distance: f32) -> f32 {
         ((f64::from(distance) - self.mean) / self.spread) as f32
     }
 }

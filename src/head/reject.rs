@@ -68,19 +68,29 @@ impl Mahalanobis {
     /// `d^T S^-1 d` of one part, `deviation` being d there.
     pub(super) fn square(&self, part: usize, deviation: &[f32]) -> f64 {
         let factor = &self.factors[part * self.layout.packed()..];
-        let mut whitened = vec![0.0f32; self.layout.dim];
-        for (i, d) in deviation.iter().enumerate() {
-            let (row, pivot) = factor[packed_row(i)..=packed_row(i) + i].split_at(i);
-            whitened[i] = (d - dot(row, &whitened[..i])) / pivot[0];
-        }
-        let norm: f64 = whitened.iter().map(|v| f64::from(*v).powi(2)).sum();
-        norm / self.variances[part]
+        let row = |i: usize| &factor[packed_row(i)..=packed_row(i) + i];
+        square(row, self.variances[part], deviation)
     }
 
     /// Bytes of the kept numbers.
     pub fn bytes(&self) -> usize {
         4 * self.factors.len() + 8 * self.variances.len()
     }
+}
+
+/// `d^T S^-1 d` with `S = variance L L^T`, `row(i)` being the i + 1 numbers of the i-th row of L.
+pub(super) fn square<'l>(
+    row: impl Fn(usize) -> &'l [f32],
+    variance: f64,
+    deviation: &[f32],
+) -> f64 {
+    let mut whitened = vec![0.0f32; deviation.len()];
+    for (i, d) in deviation.iter().enumerate() {
+        let (row, pivot) = row(i).split_at(i);
+        whitened[i] = (d - dot(row, &whitened[..i])) / pivot[0];
+    }
+    let norm: f64 = whitened.iter().map(|v| f64::from(*v).powi(2)).sum();
+    norm / variance
 }
 
 /// The distances of validation images, however many tasks they came from, in bounded memory.

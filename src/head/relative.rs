@@ -50,24 +50,8 @@ impl RelativeMahalanobis {
         let count = workspace.groups().count();
         let mut factors = Vec::with_capacity(layout.parts * packed_row(count));
         let mut matrix = vec![0.0f32; count * count];
-        let mut mean = vec![0.0f32; layout.dim];
-        let mut buffer = Vec::new();
         for part in 0..layout.parts {
-            for (i, group) in workspace.groups().enumerate() {
-                pooled_mean(sources, group, layout.part(part), &mut mean);
-                for j in 0..=i {
-                    let product = classifier.projection(j, part, &mean) / count as f64;
-                    matrix[i * count + j] = product as f32 + if i == j { 1.0 } else { 0.0 };
-                }
-            }
-            if cholesky::factorise(&mut matrix, count, &mut buffer).is_err() {
-                // In exact arithmetic every eigenvalue is at least 1. Where rounding
-                // spoils that, the identity stands in: it makes the distance an upper bound.
-                for (i, row) in matrix.chunks_exact_mut(count).enumerate() {
-                    row[..i].fill(0.0);
-                    row[i] = 1.0;
-                }
-            }
+            factor(classifier, sources, &workspace, part, &mut matrix);
             for (i, row) in matrix.chunks_exact(count).enumerate() {
                 factors.extend_from_slice(&row[..=i]);
             }
@@ -110,14 +94,48 @@ impl RelativeMahalanobis {
     /// `L^-1 v` of one part, in place; `v` is `[K]`.
     pub(super) fn whiten(&self, part: usize, v: &mut [f32]) {
         let factor = &self.factors[part * packed_row(self.components)..];
-        for i in 0..self.components {
-            let (row, pivot) = factor[packed_row(i)..=packed_row(i) + i].split_at(i);
-            v[i] = (v[i] - dot(row, &v[..i])) / pivot[0];
-        }
+        whiten(|i| &factor[packed_row(i)..=packed_row(i) + i], v);
     }
 
     /// Bytes of the kept numbers.
     pub fn bytes(&self) -> usize {
         4 * self.factors.len()
+    }
+}
+
+/// `L^-1 v` in place, `row(i)` being the i + 1 numbers of the i-th row of L.
+pub(super) fn whiten<'l>(row: impl Fn(usize) -> &'l [f32], v: &mut [f32]) {
+    for i in 0..v.len() {
+        let (row, pivot) = row(i).split_at(i);
+        v[i] = (v[i] - dot(row, &v[..i])) / pivot[0];
+    }
+}
+
+/// Writes L of one part, `L L^T = I + B^T S^-1 B`, into the lower triangle of `matrix` `[K, K]`;
+/// `workspace` has gathered `sources`.
+pub(super) fn factor(
+    classifier: &Classifier,
+    sources: &[&Statistics],
+    workspace: &Workspace,
+    part: usize,
+    matrix: &mut [f32],
+) {
+    let layout = classifier.layout();
+    let count = classifier.components().len();
+    let mut mean = vec![0.0f32; layout.dim];
+    for (i, group) in workspace.groups().enumerate() {
+        pooled_mean(sources, group, layout.part(part), &mut mean);
+        for j in 0..=i {
+            let product = classifier.projection(j, part, &mean) / count as f64;
+            matrix[i * count + j] = product as f32 + if i == j { 1.0 } else { 0.0 };
+        }
+    }
+    if cholesky::factorise(matrix, count, &mut Vec::new()).is_err() {
+        // In exact arithmetic every eigenvalue is at least 1. Where rounding
+        // spoils that, the identity stands in: it makes the distance an upper bound.
+        for (i, row) in matrix.chunks_exact_mut(count).enumerate() {
+            row[..i].fill(0.0);
+            row[i] = 1.0;
+        }
     }
 }

@@ -1,10 +1,13 @@
 //! What the head learned: counts and means per component, one shared scatter per part.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde::Serialize;
 
 use super::factor::{Factor, Rows};
+use super::shelve::Shelved;
 use super::{ClassId, HeadError, Layout, TaskId};
 
 /// One class as one task showed it.
@@ -23,12 +26,12 @@ pub struct Component {
 /// Sufficient statistics of the LDA head, exact to update and exact to remove from.
 ///
 /// The shared scatter is stored beside the components' own factors although it is their sum:
-/// learning and fitting then cost the same however many classes there are, and the factors may
-/// stay on disk ([`Statistics::detach_factors`]) until a component grows or goes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// learning and fitting then cost the same however many classes there are, and both may wait on
+/// disk ([`Statistics::shelve`]) while only means are in memory.
+#[derive(Debug, Clone, Deserialize)]
 pub struct Statistics {
     pub(super) layout: Layout,
-    removable: bool,
+    pub(super) removable: bool,
     /// The parts that are learned; the others have no scatter and a mean of zeros.
     pub(super) held: Range<usize>,
     /// Packed lower triangles, `[held, dim (dim + 1) / 2]`.
@@ -37,6 +40,9 @@ pub struct Statistics {
     pub(super) components: Vec<Component>,
     /// Classes whose components are fitted as one, ascending.
     pub(super) pooled: Vec<ClassId>,
+    /// Where scatter and factors are, when they are not in memory.
+    #[serde(skip)]
+    pub(super) shelved: Option<Shelved>,
 }
 
 impl Statistics {
@@ -50,6 +56,15 @@ impl Statistics {
             scatter: Vec::new(),
             components: Vec::new(),
             pooled: Vec::new(),
+            shelved: None,
+        }
+    }
+
+    /// Statistics of one part that components can be removed from.
+    pub(super) fn of_part(layout: Layout, part: usize) -> Self {
+        Self {
+            held: part..part + 1,
+            ..Self::new(layout)
         }
     }
 
@@ -66,11 +81,13 @@ impl Statistics {
             held,
             components: Vec::new(),
             pooled: Vec::new(),
+            shelved: None,
         }
     }
 
     /// Forgets everything and keeps the memory of the scatter.
     pub fn clear(&mut self) {
+        self.shelved = None;
         self.scatter.fill(0.0);
         self.components.clear();
         self.pooled.clear();
@@ -104,11 +121,44 @@ impl Statistics {
 
     /// Packed lower triangle of one part's within-component scatter, row by row; empty when the
     /// part is not held or nothing was learned yet.
-    pub fn scatter(&self, part: usize) -> &[f32] {
-        if !self.held.contains(&part) || self.scatter.is_empty() {
-            return &[];
+    ///
+    /// # Errors
+    /// When it waits on disk and cannot be read.
+    pub fn scatter(&self, part: usize) -> Result<Cow<'_, [f32]>, HeadError> {
+        if let Some(shelved) = self
+            .shelved
+            .as_ref()
+            .filter(|_| !self.components.is_empty())
+        {
+            let mut values = vec![0.0; self.layout.packed()];
+            shelved.read(part, &mut values)?;
+            return Ok(values.into());
         }
-        &self.scatter[self.scatter_of(part)]
+        if !self.held.contains(&part) || self.scatter.is_empty() {
+            return Ok(Cow::Borrowed(&[]));
+        }
+        Ok(self.scatter[self.scatter_of(part)].into())
+    }
+
+    /// Hands the scatter of one part to `sees` piece after piece. Allocates nothing.
+    ///
+    /// # Errors
+    /// When it waits on disk and cannot be read.
+    pub(super) fn each_scatter(
+        &self,
+        part: usize,
+        mut sees: impl FnMut(&[f32]),
+    ) -> Result<(), HeadError> {
+        if let Some(shelved) = &self.shelved {
+            return match self.components.is_empty() {
+                true => Ok(()),
+                false => Ok(shelved.each(part, self.layout.packed(), sees)?),
+            };
+        }
+        if self.held.contains(&part) && !self.scatter.is_empty() {
+            sees(&self.scatter[self.scatter_of(part)]);
+        }
+        Ok(())
     }
 
     /// Bytes of the stored numbers.
@@ -118,6 +168,22 @@ impl Statistics {
             + components
                 .map(|c| 12 + 4 * c.mean.len() + c.factor.as_ref().map_or(0, Factor::bytes))
                 .sum::<usize>()
+    }
+
+    /// Bytes in memory with scatter and factors [on disk](Statistics::shelve).
+    pub fn memory(&self) -> usize {
+        let components = self.components.iter().map(|component| {
+            let factor = component.factor.as_ref().map_or(0, Factor::memory_on_shelf);
+            size_of::<Component>() + 4 * component.mean.len() + factor
+        });
+        // A vector grows by doubling.
+        components.sum::<usize>() + size_of::<Component>() * self.components.len()
+    }
+
+    /// Images of the largest component.
+    pub fn largest(&self) -> usize {
+        let counts = self.components.iter().map(|component| component.count);
+        counts.max().map_or(0, |count| count as usize)
     }
 
     /// Learns images of one class: `features` is `[n, parts * dim]`. A component that exists
@@ -135,50 +201,25 @@ impl Statistics {
         task: TaskId,
         features: &[f32],
     ) -> Result<(), HeadError> {
-        let dim = self.layout.dim;
         let added = self.layout.check(features)?;
         if added == 0 {
             return Ok(());
         }
+        self.unshelve()?;
         let index = self.place(class, task)?;
         let scatter = self.held.len() * self.layout.packed();
         self.scatter.resize(scatter, 0.0);
         let width = self.layout.width();
-        let mut rows = Rows::new(dim);
-        let mut mean = vec![0.0f64; dim];
+        let mut work = LearnWork::new(self.layout.dim);
         for part in self.held.clone() {
             let range = self.layout.part(part);
             let place = self.scatter_of(part);
             let (scatter, component) = (&mut self.scatter[place], &mut self.components[index]);
-            rows.clear();
-            if let Some(factor) = &component.factor {
-                factor.unpack(part, &mut rows);
-                rows.add_gram(-1.0, scatter);
-            }
-            let mut triangular = rows.len();
-            let stored = &mut component.mean[range.clone()];
-            for (m, &s) in mean.iter_mut().zip(&*stored) {
-                *m = f64::from(s);
-            }
-            for (image, feature) in features.chunks_exact(width).enumerate() {
-                let before = f64::from(component.count) + image as f64;
-                welford(before, &mut mean, &feature[range.clone()], &mut rows);
-                if component.factor.is_some() && rows.full(dim) {
-                    rows.fold(triangular);
-                    triangular = rows.len();
-                } else if component.factor.is_none() && rows.full(0) {
-                    rows.add_gram(1.0, scatter);
-                    rows.clear();
-                }
-            }
-            if let Some(factor) = &mut component.factor {
-                rows.fold(triangular);
-                factor.pack(part, &mut rows);
-            }
-            rows.add_gram(1.0, scatter);
-            for (s, &m) in stored.iter_mut().zip(&mean) {
-                *s = m as f32;
-            }
+            let features = features
+                .chunks_exact(width)
+                .map(|feature| &feature[range.clone()]);
+            let before = component.count;
+            learn_part(component, part, before, features, scatter, &mut work)?;
         }
         let count = &mut self.components[index].count;
         *count = count.saturating_add(u32::try_from(added).unwrap_or(u32::MAX));
@@ -196,6 +237,7 @@ impl Statistics {
         if source == target {
             return Ok(());
         }
+        self.unshelve()?;
         self.check_factor(source)?;
         self.check_factor(target)?;
         let dim = self.layout.dim;
@@ -214,9 +256,9 @@ impl Statistics {
             rows.clear();
             let mut triangular = 0;
             if let (Some(ours), Some(theirs)) = (&target.factor, &source.factor) {
-                ours.unpack(part, &mut rows);
+                ours.unpack(part, &mut rows)?;
                 triangular = rows.len();
-                theirs.unpack(part, &mut rows);
+                theirs.unpack(part, &mut rows)?;
                 rows.add_gram(-1.0, scatter);
             }
             let weight = (n * m / (n + m)).sqrt();
@@ -257,21 +299,38 @@ impl Statistics {
         }
         (0..self.components.len()).try_for_each(|index| self.check_factor(index))?;
         let mut rows = Rows::new(layout.dim);
+        let mut own = Vec::new();
         for part in parts.filter(|part| self.held.contains(part)) {
-            let place = self.scatter_of(part);
-            let scatter = &mut self.scatter[place];
+            // On disk, the part's scatter is made beside the old one.
+            let place = match self.shelved {
+                Some(_) => None,
+                None => Some(self.scatter_of(part)),
+            };
+            let scatter = match place {
+                Some(place) => &mut self.scatter[place],
+                None => {
+                    own.resize(layout.packed(), 0.0);
+                    &mut own[..]
+                }
+            };
             scatter.fill(0.0);
             for component in &mut self.components {
                 rows.clear();
                 if let Some(factor) = &component.factor {
-                    factor.unpack(part, &mut rows);
+                    factor.unpack(part, &mut rows)?;
                 }
                 moves(part, &mut component.mean[layout.part(part)], &mut rows);
                 if let Some(factor) = &mut component.factor {
                     rows.fold(0);
                     factor.pack(part, &mut rows);
+                    if let Some(shelved) = &self.shelved {
+                        factor.shelve_part(part, &shelved.factors, false)?;
+                    }
                 }
                 rows.add_gram(1.0, scatter);
+            }
+            if let Some(shelved) = &mut self.shelved {
+                shelved.write(part, &own)?;
             }
         }
         Ok(())
@@ -322,7 +381,11 @@ impl Statistics {
             true => 0,
             false => parts * self.layout.packed(),
         };
-        if self.scatter.len() != expected || !usable(&self.scatter) {
+        let mut fits = self.shelved.is_some() || self.scatter.len() == expected;
+        for part in 0..if fits { parts } else { 0 } {
+            self.each_scatter(part, |values| fits &= usable(values))?;
+        }
+        if !fits {
             return Err(HeadError::Damaged("the shared scatter is unusable"));
         }
         for component in &self.components {
@@ -353,7 +416,7 @@ impl Statistics {
         start..start + packed
     }
 
-    fn search(&self, class: ClassId, task: TaskId) -> Result<usize, usize> {
+    pub(super) fn search(&self, class: ClassId, task: TaskId) -> Result<usize, usize> {
         let key = |c: &Component| (c.class, c.task);
         self.components.binary_search_by_key(&(class, task), key)
     }
@@ -372,7 +435,7 @@ impl Statistics {
     }
 
     /// The index of a component that may grow, made if it is new.
-    fn place(&mut self, class: ClassId, task: TaskId) -> Result<usize, HeadError> {
+    pub(super) fn place(&mut self, class: ClassId, task: TaskId) -> Result<usize, HeadError> {
         match self.search(class, task) {
             Ok(index) => self.check_factor(index).map(|()| index),
             Err(index) => {
@@ -388,6 +451,64 @@ impl Statistics {
             }
         }
     }
+}
+
+/// Buffers of [`learn_part`].
+pub(super) struct LearnWork {
+    rows: Rows,
+    mean: Vec<f64>,
+}
+
+impl LearnWork {
+    pub fn new(dim: usize) -> Self {
+        Self {
+            rows: Rows::new(dim),
+            mean: vec![0.0; dim],
+        }
+    }
+}
+
+/// One part of some images of a component that has `before` images: its mean, its factor where it
+/// has one, and the shared scatter.
+pub(super) fn learn_part<'f>(
+    component: &mut Component,
+    part: usize,
+    before: u32,
+    features: impl Iterator<Item = &'f [f32]>,
+    scatter: &mut [f32],
+    LearnWork { rows, mean }: &mut LearnWork,
+) -> Result<(), HeadError> {
+    let dim = mean.len();
+    let range = part * dim..(part + 1) * dim;
+    rows.clear();
+    if let Some(factor) = &component.factor {
+        factor.unpack(part, rows)?;
+        rows.add_gram(-1.0, scatter);
+    }
+    let mut triangular = rows.len();
+    let stored = &mut component.mean[range];
+    for (m, &s) in mean.iter_mut().zip(&*stored) {
+        *m = f64::from(s);
+    }
+    for (image, feature) in features.enumerate() {
+        welford(f64::from(before) + image as f64, mean, feature, rows);
+        if component.factor.is_some() && rows.full(dim) {
+            rows.fold(triangular);
+            triangular = rows.len();
+        } else if component.factor.is_none() && rows.full(0) {
+            rows.add_gram(1.0, scatter);
+            rows.clear();
+        }
+    }
+    if let Some(factor) = &mut component.factor {
+        rows.fold(triangular);
+        factor.pack(part, rows);
+    }
+    rows.add_gram(1.0, scatter);
+    for (s, &m) in stored.iter_mut().zip(&*mean) {
+        *s = m as f32;
+    }
+    Ok(())
 }
 
 /// One image of one part: moves the mean of `before` images and adds a row unless it is the first.

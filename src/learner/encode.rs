@@ -2,14 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
 use super::Learner;
+use super::window::Window;
 use crate::data::{
-    CacheError, DecodeError, Fit, Limits, PrefixCache, Rgb, decode, patchify, resize_square,
+    CacheError, DecodeError, Fault, Fit, Limits, PrefixCache, Rgb, Undecoded, decode, patchify,
+    resize_square,
 };
 use crate::kernels::pool::pool;
+use crate::train::plan::Encoding;
 use crate::vit::{Pixels, Prefix, PrefixError, Weights};
 use crate::{Progress, Stage};
 
@@ -35,14 +39,22 @@ impl Learner {
         paths: &[PathBuf],
         progress: &dyn Progress,
     ) -> Result<(PrefixCache, Vec<(usize, DecodeError)>), EncodeError> {
+        let threads = self.pool.current_num_threads();
+        let how = Encoding::unbounded(self.weights.geometry(), self.knowledge.resolution, threads);
+        self.encode_within(paths, &how, progress)
+    }
+
+    /// As [`Learner::encode`], in the memory that `how` says.
+    pub(super) fn encode_within(
+        &self,
+        paths: &[PathBuf],
+        how: &Encoding,
+        progress: &dyn Progress,
+    ) -> Result<(PrefixCache, Vec<(usize, DecodeError)>), EncodeError> {
         let encoder = self.encoder()?;
-        self.pool.install(|| encoder.run_all(paths, progress))
+        self.pool.install(|| encoder.run_all(paths, how, progress))
     }
 }
-
-/// Rows of tokens that go through the prefix together, or those of one image: beyond, reading the
-/// weights costs little, and every row takes memory.
-const ROWS_TOGETHER: usize = 256;
 
 /// Decoder, preprocessing and frozen prefix in one.
 #[derive(Debug)]
@@ -94,8 +106,13 @@ impl<'w> Encoder<'w> {
         tokens: &mut [f32],
         pooled: &mut [f32],
     ) -> Result<(), EncodeError> {
-        let image = decode(path, &Limits::default())?;
+        let image = decode(path, &self.limits())?;
         Ok(self.run_image(image, tokens, pooled)?)
+    }
+
+    /// What a picture may cost, and how much of it is needed.
+    pub fn limits(&self) -> Limits {
+        Limits::for_side(self.resolution)
     }
 
     /// Floats of one image in patches.
@@ -112,17 +129,19 @@ impl<'w> Encoder<'w> {
         patchify(&square, self.resolution, patch, preprocessing, patches);
     }
 
-    /// Runs patches of some images: tokens `[images, T, D]`, pooled `[images, pooled]`.
-    fn run_patches(
+    /// Runs the embedded tokens of some images, `[images, T, D]`, through the prefix. `pooled` is
+    /// `[images, pooled]`; `reached` sees the tokens in front of the first adapted block and what
+    /// was pooled on the way.
+    fn run_stream(
         &self,
-        patches: &[f32],
-        tokens: &mut [f32],
+        stream: Vec<f32>,
         pooled: &mut [f32],
+        mut reached: impl FnMut(&[f32], &[f32]),
     ) -> Result<(), PrefixError> {
         let geometry = self.weights.geometry();
         let (d, first_patch) = (geometry.dim, 1 + geometry.registers);
         let one = self.tokens() * d;
-        self.prefix.run(patches, |depth, streams| {
+        self.prefix.run_embedded(stream, |depth, streams| {
             if let Some(slot) = self.taps.iter().position(|&tap| tap == depth) {
                 let rows = pooled.chunks_exact_mut(self.pooled());
                 for (stream, row) in streams.chunks_exact(one).zip(rows) {
@@ -131,7 +150,7 @@ impl<'w> Encoder<'w> {
                 }
             }
             if depth == self.prefix.depth() {
-                tokens.copy_from_slice(streams);
+                reached(streams, pooled);
             }
         })
     }
@@ -146,41 +165,76 @@ impl<'w> Encoder<'w> {
         tokens: &mut [f32],
         pooled: &mut [f32],
     ) -> Result<(), PrefixError> {
-        let mut patches = vec![0.0; self.patches()];
-        self.patchify(image, &mut patches);
-        self.run_patches(&patches, tokens, pooled)
+        let mut stream = Vec::with_capacity(tokens.len());
+        self.embed(image, &mut vec![0.0; self.patches()], &mut stream);
+        self.run_stream(stream, pooled, |streams, _| {
+            tokens.copy_from_slice(streams);
+        })
+    }
+
+    /// Appends the tokens of a picture at the input of the first block to `stream`.
+    fn embed(&self, image: Rgb, patches: &mut [f32], stream: &mut Vec<f32>) {
+        self.patchify(image, patches);
+        self.prefix.embed(patches, stream);
+    }
+
+    /// Opens an image, waits for the memory that it takes, and embeds it.
+    fn embed_file(
+        &self,
+        path: &Path,
+        window: &Window,
+        patches: &mut [f32],
+        stream: &mut Vec<f32>,
+    ) -> Result<(), DecodeError> {
+        let image = Undecoded::open(path, &self.limits())?;
+        let needed = image.memory(self.resolution);
+        let Some(piece) = window.take(needed) else {
+            let left = window.bytes();
+            return Err(image.fault(Fault::BeyondBudget { needed, left }));
+        };
+        self.patchify(image.decode()?, patches);
+        drop(piece);
+        self.prefix.embed(patches, stream);
+        Ok(())
     }
 
     /// Runs many image files in parallel on the current thread pool and keeps the results in a
-    /// cache file, one record a path. Files that are no images are returned with the reason; their
-    /// records stay unwritten.
+    /// cache file, one record a path. Files that are no images, or take more memory than `how`
+    /// leaves, are returned with the reason; their records stay unwritten.
     ///
     /// # Errors
     /// When the cache cannot be made or written, or tract fails: those would hit every image.
     pub fn run_all(
         &self,
         paths: &[PathBuf],
+        how: &Encoding,
         progress: &dyn Progress,
     ) -> Result<(PrefixCache, Vec<(usize, DecodeError)>), EncodeError> {
         let d = self.weights.geometry().dim;
         let cache = PrefixCache::create(None, paths.len(), self.tokens(), d, self.pooled())?;
         let bad = Mutex::new(Vec::new());
         progress.begin(Stage::Prefix, paths.len());
-        let share = paths.len().div_ceil(rayon::current_num_threads());
-        let together = share.clamp(1, ROWS_TOGETHER.div_ceil(self.tokens()));
+        let workers = how.threads.clamp(1, rayon::current_num_threads());
+        let share = paths.len().div_ceil(workers);
+        let together = share.clamp(1, how.together);
         let (tokens, pooled, patches) = (self.tokens() * d, self.pooled(), self.patches());
-        let groups = paths.par_chunks(together).enumerate();
-        groups.try_for_each_init(
-            || [tokens, pooled, patches].map(|one| vec![0.0; together * one]),
-            |[all_tokens, all_pooled, all_patches], (group, paths)| {
-                let mut good = Vec::with_capacity(together);
+        let window = Window::new(how.window);
+        // Threads beyond the workers share the large products.
+        let next = AtomicUsize::new(0);
+        let work = |_| -> Result<(), EncodeError> {
+            let mut all_pooled = vec![0.0; together * pooled];
+            let mut all_patches = vec![0.0; patches];
+            let mut good = Vec::with_capacity(together);
+            loop {
+                let group = next.fetch_add(1, Ordering::Relaxed);
+                let Some(paths) = paths.chunks(together).nth(group) else {
+                    return Ok(());
+                };
+                good.clear();
+                let mut stream = Vec::with_capacity(paths.len() * tokens);
                 for (index, path) in (group * together..).zip(paths) {
-                    match decode(path, &Limits::default()) {
-                        Ok(image) => {
-                            let slot = good.len() * patches..(good.len() + 1) * patches;
-                            self.patchify(image, &mut all_patches[slot]);
-                            good.push(index);
-                        }
+                    match self.embed_file(path, &window, &mut all_patches, &mut stream) {
+                        Ok(()) => good.push(index),
                         Err(error) => {
                             bad.lock()
                                 .unwrap_or_else(|e| e.into_inner())
@@ -188,24 +242,25 @@ impl<'w> Encoder<'w> {
                         }
                     }
                 }
-                let n = good.len();
-                let (tokens_of, pooled_of) =
-                    (&mut all_tokens[..n * tokens], &mut all_pooled[..n * pooled]);
-                if n > 0 {
-                    self.run_patches(&all_patches[..n * patches], tokens_of, pooled_of)?;
-                }
-                for (slot, index) in good.into_iter().enumerate() {
-                    let row = slot * pooled..(slot + 1) * pooled;
-                    cache.write(
-                        index,
-                        &tokens_of[slot * tokens..][..tokens],
-                        &pooled_of[row],
-                    )?;
+                if !good.is_empty() {
+                    let mut written = Ok(());
+                    let all_pooled = &mut all_pooled[..good.len() * pooled];
+                    self.run_stream(stream, all_pooled, |streams, rows| {
+                        let images = good.iter().enumerate();
+                        written = images.clone().try_for_each(|(slot, &index)| {
+                            let tokens = &streams[slot * tokens..][..tokens];
+                            cache.write(index, tokens, &rows[slot * pooled..][..pooled])
+                        });
+                    })?;
+                    written?;
                 }
                 progress.advance(paths.len());
-                Ok::<_, EncodeError>(())
-            },
-        )?;
+            }
+        };
+        (0..workers)
+            .into_par_iter()
+            .with_max_len(1)
+            .try_for_each(work)?;
         progress.finish();
         let mut bad = bad.into_inner().unwrap_or_else(|e| e.into_inner());
         bad.sort_by_key(|&(index, _)| index);

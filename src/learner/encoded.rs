@@ -7,12 +7,12 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{LearnError, LearnReport, LearnSettings, Learner, now};
 use crate::Progress;
-use crate::adapt::Adapters;
+use crate::adapt::{Adapters, RankSelector};
 use crate::data::PrefixCache;
-use crate::head::{ClassId, Classifier, DEFAULT_SHRINKAGE, Statistics, Transport};
-use crate::state::{Knowledge, TaskRecord};
+use crate::head::{Calibration, ClassId, Classifier, DEFAULT_SHRINKAGE, Statistics, Transport};
+use crate::state::TaskRecord;
 use crate::train::fit::{FitSettings, Fitted, fit};
-use crate::train::judge::{choose_pooling, classes_in, judge, learn_into, novelties};
+use crate::train::judge::{choose_pooling, classes_in, judge, learn_on_shelf, novelties};
 use crate::train::parameters::Guard;
 use crate::train::plan::{DEFAULT_BUDGET, Plan};
 use crate::train::saved::Saved;
@@ -121,8 +121,9 @@ impl Learner {
             validation: &[],
         };
         let batch = FitSettings::default().batch;
+        let head = &self.knowledge.head;
         let plan = Plan::within(
-            &self.demand(adapters, 0, records.len(), batch),
+            &self.demand(adapters, head, &[records.len()], batch),
             DEFAULT_BUDGET,
         );
         let (pool, weights) = (&self.pool, &self.weights);
@@ -139,9 +140,11 @@ impl Learner {
         research: &mut Research,
         progress: &dyn Progress,
     ) -> Result<LearnReport, LearnError> {
-        // Taken out, so that what is trained is the only copy in memory; on disk is what to go back
-        // to.
-        let saved = Saved::adapters(&self.knowledge.adapters).map_err(FitError::from)?;
+        self.knowledge.head.shelve().map_err(FitError::from)?;
+        // Taken out, so that what is trained is the only copy in memory. What to go back to are a
+        // few KB, and bases on disk while they are learned.
+        let saved =
+            Saved::adapters(&self.knowledge.adapters, self.phase()).map_err(FitError::from)?;
         let pooled = self.knowledge.head.pooled().to_vec();
         let layout = self.knowledge.head.layout();
         let mut taken = Taken {
@@ -154,16 +157,20 @@ impl Learner {
         let outcome = self.learn_taken(&mut taken, task, settings, research, progress);
         if outcome.is_err() {
             taken.head.pool_only(pooled);
-            saved.restore(&mut taken.adapters).map_err(FitError::from)?;
+            saved.restore(&mut taken.adapters);
         }
         self.knowledge.adapters = taken.adapters;
         self.knowledge.head = taken.head;
-        let (next, report) = outcome?;
-        self.knowledge = next;
+        let (learned, report) = outcome?;
+        self.knowledge.head = learned.head;
+        self.knowledge.calibration = learned.calibration;
+        self.knowledge.classes = learned.names;
+        self.knowledge.ranks = learned.ranks;
+        self.knowledge.tasks.push(learned.task);
         Ok(report)
     }
 
-    /// Learns into a copy of the knowledge.
+    /// Learns into what was taken out of the knowledge and copies of the rest.
     fn learn_taken(
         &self,
         taken: &mut Taken,
@@ -171,7 +178,7 @@ impl Learner {
         settings: &LearnSettings,
         research: &mut Research,
         progress: &dyn Progress,
-    ) -> Result<(Knowledge, LearnReport), LearnError> {
+    ) -> Result<(Learned, LearnReport), LearnError> {
         let start = Instant::now();
         let known = &self.knowledge;
         let adapters = &mut taken.adapters;
@@ -209,7 +216,9 @@ impl Learner {
         if known.tasks.is_empty() {
             prompts_from(&encoded, self.weights.geometry(), &mut adapters.prompts)?;
         }
-        let demand = self.demand(adapters, names.len(), all.len(), settings.fit.batch);
+        let mut counts: Vec<usize> = task.classes.iter().map(EncodedClass::images).collect();
+        counts.extend(research.exemplars.iter().map(|_| 1));
+        let demand = self.demand(adapters, &taken.head, &counts, settings.fit.batch);
         let plan = Plan::within(&demand, settings.budget);
         let mut trainer = Trainer::new(
             &self.pool,
@@ -224,7 +233,8 @@ impl Learner {
 
         let taught = classes.iter().map(|&(class, _)| class);
         choose_pooling(
-            &encoded,
+            &mut trainer,
+            (adapters, self.phase()),
             taught,
             &mut taken.head,
             &features,
@@ -243,7 +253,6 @@ impl Learner {
             true => Some(features.snapshot().map_err(FitError::from)?),
             false => None,
         };
-        let old = adapters.without_bases();
         if trains {
             fitted = Some(fit(
                 &mut trainer,
@@ -253,7 +262,7 @@ impl Learner {
                     Some(rank) => TaskRank::Fixed(rank),
                     None => TaskRank::Selected(&mut ranks),
                 },
-                &mut taken.head,
+                &taken.head,
                 guard,
                 &features,
                 &settings.fit,
@@ -274,7 +283,7 @@ impl Learner {
                     adapters.orthonormalise();
                     if !kept {
                         adapters.clear_cores();
-                        adapters.prompts.clone_from(&old.prompts);
+                        adapters.prompts.clone_from(&fitted.base.prompts);
                     }
                     parameters_added = fitted.parameters_added;
                 }
@@ -282,7 +291,7 @@ impl Learner {
                     cores = fitted.cores;
                     parameters_added = fitted.parameters_added;
                 }
-                Phase::Cores => adapters.copy_cores(&old),
+                Phase::Cores => adapters.copy_cores(&fitted.base),
             }
         } else if phase == Phase::Bases {
             let mut rng = ChaCha8Rng::seed_from_u64(settings.fit.seed);
@@ -291,35 +300,55 @@ impl Learner {
         trainer.refresh(&all, adapters, &features)?;
         let (sum, tokens) = trainer.gram(&own, adapters)?;
         adapters.remember(&sum, tokens);
-        let mut next = known.clone();
-        next.classes = names;
-        next.ranks = ranks;
-        next.head = taken.head.clone();
+        // What follows needs the memory.
+        drop(trainer);
+        let mut head = taken.head.clone();
+        let mut calibration = known.calibration;
         if let Some(before) = before.filter(|_| kept) {
             let below = known
                 .taps
                 .iter()
                 .filter(|&&tap| tap <= known.first_adapted)
                 .count();
-            Transport::fit::<FitError>(
-                next.head.layout(),
-                2 * below..next.head.layout().parts,
-                all.len(),
-                |image, columns, out| Ok(before.read_part(image, columns, out)?),
-                |image, columns, out| Ok(features.read_part(image, columns, out)?),
-            )?
-            .apply(&mut next.head)?;
+            let layout = head.layout();
+            for part in 2 * below..layout.parts {
+                Transport::fit::<FitError>(
+                    layout,
+                    part..part + 1,
+                    all.len(),
+                    |image, columns, out| Ok(before.read_part(image, columns, out)?),
+                    |image, columns, out| Ok(features.read_part(image, columns, out)?),
+                )?
+                .apply(&mut head)?;
+            }
         }
 
-        let judged = judge(&encoded, &next.head, &features, settings.fit.shrinkage)?;
+        let judged = judge(&encoded, &head, &features, settings.fit.shrinkage)?;
         if let Some(temperature) = judged.temperature {
-            next.calibration.add(temperature);
+            calibration.add(temperature);
         }
-        let novelties = novelties(&encoded, &next.head, &features, settings.fit.shrinkage)?;
+        let novelties = novelties(&encoded, &head, &features, settings.fit.shrinkage)?;
         let task_id = known.next_task();
-        learn_into(&mut next.head, &labels, &own, &features, task_id)?;
+        learn_on_shelf(&mut head, &labels, &own, &features, task_id)?;
+        head.tidy().map_err(FitError::from)?;
         if research.fisher.is_some() || !adapters.prompts.is_empty() {
-            let found = fisher(&mut trainer, adapters, &next, &own, &features, settings)?;
+            let fitted = Classifier::fit(&[&head], settings.fit.training_shrinkage)?;
+            let temperature = calibration.temperature(head.layout().parts);
+            let mut trainer = Trainer::new(
+                &self.pool,
+                &self.weights,
+                &plan,
+                &encoded,
+                adapters,
+                settings.fit.batch,
+            );
+            let found = fisher(
+                &mut trainer,
+                adapters,
+                (&fitted, temperature),
+                &own,
+                &features,
+            )?;
             let prompts = adapters.prompt_fisher.len();
             let (cores, of_prompts) = found.split_at(found.len() - prompts);
             for (sum, f) in adapters.prompt_fisher.iter_mut().zip(of_prompts) {
@@ -330,7 +359,7 @@ impl Learner {
                 sum.iter_mut().zip(cores).for_each(|(sum, f)| *sum += f);
             }
         }
-        next.tasks.push(TaskRecord {
+        let record = TaskRecord {
             id: task_id,
             name: task.name.clone(),
             classes,
@@ -339,9 +368,7 @@ impl Learner {
             rank: cores.first().map_or(0, |core| core.m.len() / adapters.rank),
             cores,
             novelties,
-        });
-        drop(trainer);
-        next.adapters = std::mem::take(adapters);
+        };
         let report = LearnReport {
             task: task.name.clone(),
             classes: task
@@ -359,8 +386,25 @@ impl Learner {
             adapted: kept,
             choice,
         };
-        Ok((next, report))
+        let learned = Learned {
+            head,
+            calibration,
+            names,
+            ranks,
+            task: record,
+        };
+        Ok((learned, report))
     }
+}
+
+/// What learning adds to the knowledge, beside the adapters.
+struct Learned {
+    head: Statistics,
+    calibration: Calibration,
+    /// Of all classes.
+    names: Vec<String>,
+    ranks: RankSelector,
+    task: TaskRecord,
 }
 
 /// What training changes in place, taken out of the knowledge meanwhile.
@@ -387,17 +431,15 @@ const FISHER_IMAGES: usize = 64;
 fn fisher(
     trainer: &mut Trainer<'_>,
     adapters: &Adapters,
-    knowledge: &Knowledge,
+    (head, temperature): (&Classifier, f32),
     images: &[usize],
     features: &Features,
-    settings: &LearnSettings,
 ) -> Result<Vec<f32>, LearnError> {
-    let head = Classifier::fit(&[&knowledge.head], settings.fit.training_shrinkage)?;
-    let class: Vec<Option<usize>> = classes_in(&head, trainer.encoded().labels).collect();
+    let class: Vec<Option<usize>> = classes_in(head, trainer.encoded().labels).collect();
     let target = Target {
-        head: &head,
+        head,
         class: &class,
-        temperature: knowledge.calibration.temperature(head.layout().parts),
+        temperature,
         phase: Phase::Cores,
     };
     let mut fisher = vec![0.0; trainer.gradient_len(adapters, Phase::Cores)];

@@ -107,14 +107,15 @@ impl Learner {
         let mut folder = TaskFolder::scan(folder)?;
         let mut skipped = std::mem::take(&mut folder.skipped);
         // Before the images are looked at: what does not fit should be known at once.
-        let images = folder.classes.iter().map(|class| class.images.len()).sum();
-        self.plan(folder.classes.len(), images, settings)?;
+        let counts = folder.classes.iter().map(|class| class.images.len());
+        let plan = self.plan(&counts.collect::<Vec<_>>(), settings)?;
+        self.knowledge.head.shelve().map_err(FitError::from)?;
         let paths: Vec<PathBuf> = folder
             .classes
             .iter()
             .flat_map(|class| class.images.iter().cloned())
             .collect();
-        let (cache, bad) = self.encode(&paths, progress)?;
+        let (cache, bad) = self.encode_within(&paths, &plan.encoding, progress)?;
         // The frozen part has done its work; training needs the rest.
         self.weights.release_below(self.knowledge.first_adapted);
         let mut usable = vec![true; paths.len()];
@@ -125,6 +126,7 @@ impl Learner {
         for lost in skipped.iter().filter(|s| s.reason.is_loss()) {
             progress.warn(&format!("skipped: {lost}"));
         }
+        drop(paths);
         let classes = usable_classes(&folder, &usable, settings, progress);
         if classes.is_empty() {
             return Err(LearnError::NothingUsable {

@@ -5,6 +5,7 @@ mod encode;
 mod encoded;
 mod learn;
 mod recognise;
+mod window;
 
 use std::time::SystemTime;
 
@@ -116,7 +117,10 @@ impl Setup {
             rank: self.rank,
             taps,
             classes,
+            task_classes: classes,
             images,
+            largest_class: images.div_ceil(classes.max(1)),
+            known: 0,
             batch,
             threads,
             phase: Phase::Bases,
@@ -266,36 +270,27 @@ impl Learner {
         Encoder::new(&self.weights, k.resolution, k.first_adapted, &k.taps)
     }
 
-    /// How the next task would be trained, if it has `images` images of `new_classes` classes.
+    /// How the next task would be learned, if its classes have so many `images`.
     ///
     /// # Errors
     /// When it does not fit the budget.
-    pub fn plan(
-        &self,
-        new_classes: usize,
-        images: usize,
-        settings: &LearnSettings,
-    ) -> Result<Plan, PlanError> {
-        let classes = self.knowledge.classes.len() + new_classes;
-        let demand = self.demand(
-            &self.knowledge.adapters,
-            classes,
-            images,
-            settings.fit.batch,
-        );
+    pub fn plan(&self, images: &[usize], settings: &LearnSettings) -> Result<Plan, PlanError> {
+        let (k, batch) = (&self.knowledge, settings.fit.batch);
+        let demand = self.demand(&k.adapters, &k.head, images, batch);
         Plan::new(&demand, settings.budget)
     }
 
-    /// What training `adapters` takes, for a head that knows `classes` classes in the end, on
-    /// `images` images in steps of `batch`.
+    /// What training `adapters` takes beside the statistics `head`, on a task whose classes have so
+    /// many `images`, in steps of `batch`.
     pub(crate) fn demand(
         &self,
         adapters: &Adapters,
-        classes: usize,
-        images: usize,
+        head: &Statistics,
+        images: &[usize],
         batch: usize,
     ) -> Demand {
         let k = &self.knowledge;
+        let largest = images.iter().copied().max().unwrap_or(0);
         let geometry = self.weights.geometry().clone();
         Demand {
             resolution: k.resolution,
@@ -304,8 +299,11 @@ impl Learner {
             prompts: adapters.prompts.len() / geometry.dim,
             rank: adapters.rank,
             taps: k.taps.clone(),
-            classes,
-            images,
+            classes: head.components().len() + images.len(),
+            task_classes: images.len(),
+            images: images.iter().sum(),
+            largest_class: head.largest().max(largest),
+            known: head.memory() + k.memory() - k.head.memory(),
             batch,
             threads: self.pool.current_num_threads(),
             phase: self.phase(),
@@ -324,7 +322,8 @@ impl Learner {
 
     /// The blocks behind the prefix for one image at a time, to classify.
     fn stack_shape(&self) -> StackShape {
-        self.demand(&self.knowledge.adapters, 0, 0, 1).stack()
+        let k = &self.knowledge;
+        self.demand(&k.adapters, &k.head, &[], 1).stack()
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{EncodeError, Encoder, Learner};
-use crate::data::{FolderError, Rgb, Skipped, TaskFolder};
+use crate::data::{FolderError, Limits, Rgb, Skipped, TaskFolder};
 use crate::head::{Classifier, DEFAULT_SHRINKAGE, HeadError, Novelty, probabilities};
 use crate::state::Knowledge;
 use crate::train::stack::Stack;
@@ -237,6 +237,11 @@ impl<'a> Recogniser<'a> {
             self.rejection = Some(Rejection { novelty, threshold });
         }
         Ok(self)
+    }
+
+    /// What a picture that is to be classified may cost to decode, and how much of it is needed.
+    pub fn limits(&self) -> Limits {
+        self.encoder.limits()
     }
 
     /// Buffers for one thread.

@@ -4,12 +4,16 @@
 //! of the payload, then the payload in postcard. A file is replaced by rename only, after its
 //! successor is on disk: whatever happens, either the old or the new state is there, whole.
 
+use std::cmp::Ordering;
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
+
+use super::Knowledge;
+use super::stream::Summed;
 
 const MAGIC: [u8; 8] = *b"fledgest";
 const VERSION: u32 = 2;
@@ -58,52 +62,104 @@ impl Revision {
 /// # Errors
 /// When the file is missing, unreadable, torn, foreign, or of another format version.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Revision), StateError> {
-    let bytes = fs::read(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => StateError::Missing {
-            path: path.to_owned(),
-        },
-        _ => StateError::Read {
-            path: path.to_owned(),
-            source,
-        },
+    let mut file = Checked::open(path)?;
+    let mut payload = Vec::new();
+    let read = file.payload.read_to_end(&mut payload);
+    read.map_err(|source| StateError::Read {
+        path: path.to_owned(),
+        source,
     })?;
-    let malformed = |reason: &str| StateError::Malformed {
+    let value = postcard::from_bytes(&payload)
+        .map_err(|e| malformed(path, &format!("cannot decode: {e}")))?;
+    Ok((value, file.revision))
+}
+
+/// Reads a state file as [`read`] does, with most of the head staying on disk: in memory are class
+/// means, adapters and names.
+///
+/// # Errors
+/// As [`read`], and when there is no room for unnamed files.
+pub fn open(path: &Path) -> Result<(Knowledge, Revision), StateError> {
+    let file = Checked::open(path)?;
+    let knowledge = Knowledge::from_stream(BufReader::new(file.payload), file.length);
+    let knowledge = knowledge.map_err(|e| malformed(path, &e.to_string()))?;
+    Ok((knowledge, file.revision))
+}
+
+fn malformed(path: &Path, reason: &str) -> StateError {
+    StateError::Malformed {
         path: path.to_owned(),
         reason: reason.to_owned(),
-    };
-    let envelope = Envelope::parse(&bytes).ok_or_else(|| malformed("it does not start as one"))?;
-    if envelope.version > VERSION {
-        return Err(StateError::Newer {
-            path: path.to_owned(),
-            found: envelope.version,
-        });
     }
-    if envelope.version < VERSION {
-        return Err(StateError::Older {
-            path: path.to_owned(),
-            found: envelope.version,
-        });
+}
+
+/// A state file that is whole, read up to its payload.
+struct Checked {
+    payload: File,
+    length: u64,
+    revision: Revision,
+}
+
+impl Checked {
+    fn open(path: &Path) -> Result<Self, StateError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => StateError::Missing {
+                path: path.to_owned(),
+            },
+            _ => StateError::Read {
+                path: path.to_owned(),
+                source,
+            },
+        };
+        let mut file = File::open(path).map_err(failed)?;
+        let mut head = [0; ENVELOPE];
+        let foreign = |e: io::Error| match e.kind() {
+            io::ErrorKind::UnexpectedEof => malformed(path, "it does not start as one"),
+            _ => failed(e),
+        };
+        file.read_exact(&mut head).map_err(foreign)?;
+        let envelope =
+            Envelope::parse(&head).ok_or_else(|| malformed(path, "it does not start as one"))?;
+        let (path_of, found) = (path.to_owned(), envelope.version);
+        match found.cmp(&VERSION) {
+            Ordering::Greater => {
+                return Err(StateError::Newer {
+                    path: path_of,
+                    found,
+                });
+            }
+            Ordering::Less => {
+                return Err(StateError::Older {
+                    path: path_of,
+                    found,
+                });
+            }
+            Ordering::Equal => {}
+        }
+        let mut summed = Summed::new(io::sink());
+        io::copy(&mut file, &mut summed).map_err(failed)?;
+        if summed.length != envelope.length {
+            return Err(malformed(path, "it is cut short or has something appended"));
+        }
+        if summed.checksum.finalize() != envelope.checksum {
+            return Err(malformed(path, "its checksum does not match its content"));
+        }
+        file.seek(SeekFrom::Start(ENVELOPE as u64))
+            .map_err(failed)?;
+        Ok(Self {
+            payload: file,
+            length: envelope.length,
+            revision: Revision(Some((envelope.checksum, envelope.length))),
+        })
     }
-    let payload = &bytes[ENVELOPE..];
-    if payload.len() as u64 != envelope.length {
-        return Err(malformed("it is cut short or has something appended"));
-    }
-    if crc32fast::hash(payload) != envelope.checksum {
-        return Err(malformed("its checksum does not match its content"));
-    }
-    let value =
-        postcard::from_bytes(payload).map_err(|e| malformed(&format!("cannot decode: {e}")))?;
-    Ok((value, Revision(Some((envelope.checksum, envelope.length)))))
 }
 
 /// Bytes that [`write()`] would put on disk for `value`.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, postcard::Error> {
     let payload = postcard::to_allocvec(value)?;
     let mut bytes = Vec::with_capacity(ENVELOPE + payload.len());
-    bytes.extend(MAGIC);
-    bytes.extend(VERSION.to_le_bytes());
-    bytes.extend(crc32fast::hash(&payload).to_le_bytes());
-    bytes.extend((payload.len() as u64).to_le_bytes());
+    let (checksum, length) = (crc32fast::hash(&payload), payload.len() as u64);
+    bytes.extend(Envelope::of(checksum, length));
     bytes.extend(payload);
     Ok(bytes)
 }
@@ -128,10 +184,9 @@ pub fn write<T: Serialize>(
             path: path.to_owned(),
         });
     }
-    let bytes = encode(value).map_err(|e| failed(io::Error::other(e)))?;
-    replace(path, &bytes).map_err(failed)?;
-    let revision = Envelope::parse(&bytes).map(|e| (e.checksum, e.length));
-    Ok((bytes.len() as u64, Revision(revision)))
+    let (checksum, length) = replace(path, value).map_err(failed)?;
+    let revision = Revision(Some((checksum, length)));
+    Ok((ENVELOPE as u64 + length, revision))
 }
 
 /// Checks before hours of work that a state could be saved at `path` later.
@@ -150,7 +205,6 @@ pub fn check_writable(path: &Path) -> Result<(), StateError> {
 
 /// The revision on disk now.
 fn current(path: &Path) -> Result<Revision, StateError> {
-    use std::io::Read;
     let mut head = [0; ENVELOPE];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
     match read {
@@ -172,6 +226,16 @@ struct Envelope {
 }
 
 impl Envelope {
+    /// The bytes in front of a payload.
+    fn of(checksum: u32, length: u64) -> [u8; ENVELOPE] {
+        let mut bytes = [0; ENVELOPE];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+        bytes[16..].copy_from_slice(&length.to_le_bytes());
+        bytes
+    }
+
     fn parse(bytes: &[u8]) -> Option<Self> {
         let rest = bytes.strip_prefix(&MAGIC)?;
         let (version, rest) = rest.split_first_chunk()?;
@@ -197,7 +261,8 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes checksum and length of the payload last, in front of it: only then are they known.
+fn replace<T: Serialize>(path: &Path, value: &T) -> io::Result<(u32, u64)> {
     let target = resolve(path);
     let folder = folder_of(&target);
     let mut temporary = tempfile::Builder::new()
@@ -208,11 +273,26 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
             .as_file()
             .set_permissions(metadata.permissions())?;
     }
-    temporary.write_all(bytes)?;
+    temporary.write_all(&[0; ENVELOPE])?;
+    let mut payload = BufWriter::new(Summed::new(temporary.as_file()));
+    if let Err(error) = postcard::to_io(value, &mut payload) {
+        // postcard does not tell what failed.
+        let failure = payload.get_mut().failure.take();
+        return Err(failure.unwrap_or_else(|| io::Error::other(error)));
+    }
+    payload.flush()?;
+    let (checksum, length) = (
+        payload.get_ref().checksum.clone().finalize(),
+        payload.get_ref().length,
+    );
+    drop(payload);
+    let envelope = Envelope::of(checksum, length);
+    temporary.as_file().write_all_at(&envelope, 0)?;
     temporary.as_file().sync_all()?;
     temporary.persist(&target).map_err(|e| e.error)?;
     // The rename itself lives in the folder; without this a power cut could undo it.
-    File::open(folder)?.sync_all()
+    File::open(folder)?.sync_all()?;
+    Ok((checksum, length))
 }
 
 #[cfg(test)]

@@ -2,11 +2,14 @@
 
 mod file;
 mod forget;
+mod stream;
 
 use serde::{Deserialize, Serialize};
 
-pub use file::{Revision, StateError, check_writable, encode, read, write};
+pub use file::{Revision, StateError, check_writable, encode, open, read, write};
 pub use forget::{Forget, ForgetError, Forgotten};
+
+pub(crate) use stream::StreamError;
 
 use crate::adapt::{Adapters, RankSelector, TaskCore};
 use crate::head::{Calibration, ClassId, Factor, Novelties, Statistics, TaskId};
@@ -86,6 +89,24 @@ impl Knowledge {
             .map(|core| core.m.len() + core.n.len())
             .sum();
         head + 4 * numbers
+    }
+
+    /// Bytes in memory beside the adapters, with scatter and factors of the head on disk.
+    pub fn memory(&self) -> usize {
+        let tasks = self.tasks.iter().map(|task| {
+            let cores = task
+                .cores
+                .iter()
+                .map(|core| size_of::<TaskCore>() + 4 * (core.m.len() + core.n.len()));
+            let classes = size_of::<(ClassId, u32)>() * task.classes.len();
+            // A vector grows by doubling.
+            2 * size_of::<TaskRecord>() + task.name.len() + classes + cores.sum::<usize>()
+        });
+        let names = self.classes.iter();
+        let names: usize = names
+            .map(|name| 3 * (size_of::<String>() + name.len()))
+            .sum();
+        self.head.memory() + tasks.sum::<usize>() + names
     }
 
     /// The id that the next task gets.

@@ -11,7 +11,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::adam::{Adam, cosine};
-use super::judge::{Heads, HeldOut, Known, Quality, classes_in, crossfit_temperature};
+use super::judge::{Heads, HeldOut, Quality, classes_in, crossfit_temperature};
 use super::parameters::{Guard, Parameters};
 use super::selection::{SELECTION_EPOCHS, Selection, TaskRank};
 use super::stack::Phase;
@@ -97,6 +97,8 @@ pub struct Fitted {
     pub kept: bool,
     /// Epochs that ran.
     pub epochs: usize,
+    /// Cores and prompts before training.
+    pub base: Adapters,
 }
 
 /// Trains `adapters` on the task and leaves in them the parameters of a first task's last epoch,
@@ -105,35 +107,25 @@ pub struct Fitted {
 /// features with `adapters`, and in the end those of the last epoch or of the blend.
 ///
 /// # Errors
-/// When the head cannot be fitted or a file cannot be read; `adapters` hold anything then. `known` is
-/// as it was, unless it cannot be read back from the file it waits in meanwhile.
+/// When the head cannot be fitted or a file cannot be read; `adapters` hold anything then.
 #[allow(clippy::too_many_arguments)]
 pub fn fit(
     trainer: &mut Trainer<'_>,
     adapters: &mut Adapters,
     phase: Phase,
     rank: TaskRank<'_>,
-    known: &mut Statistics,
+    known: &Statistics,
     guard: Guard<'_>,
     features: &Features,
     settings: &FitSettings,
     progress: &dyn Progress,
 ) -> Result<Fitted, FitError> {
-    let spilled = known.spill()?;
-    let heads = match &spilled {
-        Some(spilled) => Known::Spilled(&mut *known, spilled),
-        None => Known::Whole(known),
-    };
     // Inside the pool, so that handing work to its threads allocates nothing.
     let pool = trainer.pool();
-    let outcome = pool.install(|| {
-        Fit::new(trainer, adapters, phase, &rank, heads, features, settings)?
+    pool.install(|| {
+        Fit::new(trainer, adapters, phase, &rank, known, features, settings)?
             .run(rank, guard, progress)
-    });
-    if let Some(spilled) = &spilled {
-        known.unspill(spilled)?;
-    }
-    outcome
+    })
 }
 
 /// Where in the training an epoch is, and the temperature it began with.
@@ -178,7 +170,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         adapters: &'f mut Adapters,
         phase: Phase,
         rank: &TaskRank<'_>,
-        known: Known<'f>,
+        known: &'f Statistics,
         features: &'f Features,
         settings: &'f FitSettings,
     ) -> Result<Self, FitError> {
@@ -190,10 +182,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         };
         let parameters = Parameters::new(adapters, phase, columns, &mut rng);
         let mut held_out = HeldOut::new(encoded, features.width());
-        held_out.reserve(
-            encoded.labels.len(),
-            classes_in_all(encoded, known.statistics()),
-        );
+        held_out.reserve(encoded.labels.len(), classes_in_all(encoded, known));
         let best = RowFile::create(1, parameters.len())?;
         best.write(0, 0, parameters.values())?;
         Ok(Self {
@@ -329,6 +318,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 Phase::Cores => after.loss < before.loss && after.at_least(&before),
             }),
             epochs,
+            base: self.base,
         })
     }
 

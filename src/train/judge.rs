@@ -5,7 +5,7 @@ use super::stack::Phase;
 use super::trainer::{Encoded, Features, FitError, Trainer};
 use crate::adapt::Adapters;
 use crate::head::{
-    ClassId, Classifier, HeadError, Novelties, Novelty, Retaking, Spilled, Statistics, TaskId,
+    ClassId, Classifier, HeadError, Novelties, Retaking, Statistics, Strangeness, TaskId,
     Temperature, Workspace,
 };
 
@@ -44,7 +44,7 @@ impl Quality {
 #[derive(Debug)]
 pub(super) struct Heads<'a> {
     encoded: &'a Encoded<'a>,
-    known: Known<'a>,
+    known: &'a Statistics,
     task: Statistics,
     retaking: Retaking,
     workspace: Workspace,
@@ -53,30 +53,14 @@ pub(super) struct Heads<'a> {
     order: Vec<(ClassId, usize)>,
 }
 
-/// The statistics of everything known.
-#[derive(Debug)]
-pub(super) enum Known<'a> {
-    Whole(&'a Statistics),
-    /// Their scatter waits on disk.
-    Spilled(&'a mut Statistics, &'a Spilled),
-}
-
-impl Known<'_> {
-    pub fn statistics(&self) -> &Statistics {
-        match self {
-            Self::Whole(statistics) => statistics,
-            Self::Spilled(statistics, _) => statistics,
-        }
-    }
-}
-
 impl<'a> Heads<'a> {
-    pub fn new(encoded: &'a Encoded<'a>, known: Known<'a>) -> Self {
-        let layout = known.statistics().layout();
+    pub fn new(encoded: &'a Encoded<'a>, known: &'a Statistics) -> Self {
+        let layout = known.layout();
         Self {
             encoded,
             known,
-            task: Statistics::transient(layout, 0..1),
+            // Without scatter, as that is taken into lent memory.
+            task: Statistics::transient(layout, 0..0),
             retaking: Retaking::new(layout.dim),
             workspace: Workspace::default(),
             head: Classifier::empty(layout),
@@ -101,12 +85,9 @@ impl<'a> Heads<'a> {
             .extend(numbered.map(|(position, &image)| (labels[image], position)));
         // Positions differ, so this is as stable as a sort that would allocate.
         self.order.sort_unstable();
-        let layout = self.known.statistics().layout();
+        let layout = self.known.layout();
         for part in 0..layout.parts {
             let columns = layout.part(part);
-            if let Known::Spilled(statistics, spilled) = &mut self.known {
-                statistics.load(part, spilled)?;
-            }
             self.task.retake::<FitError>(
                 part,
                 TaskId::MAX,
@@ -114,7 +95,7 @@ impl<'a> Heads<'a> {
                 &mut self.retaking,
                 |position, out| Ok(features.read_part(images[position], columns.clone(), out)?),
             )?;
-            let sources = [self.known.statistics(), &self.task];
+            let sources = [self.known, &self.task];
             if part == 0 {
                 self.head.start(&sources, shrinkage, &mut self.workspace)?;
             }
@@ -198,7 +179,7 @@ pub fn judge(
     features: &Features,
     shrinkage: f32,
 ) -> Result<Judgement, FitError> {
-    let mut heads = Heads::new(encoded, Known::Whole(known));
+    let mut heads = Heads::new(encoded, known);
     let head = heads.fit(encoded.training, features, shrinkage)?;
     let mut held_out = HeldOut::new(encoded, features.width());
     let train_accuracy = held_out.quality(encoded.training, head, features)?.accuracy;
@@ -215,16 +196,19 @@ pub fn judge(
 /// Decides for those of `classes` that `known` has already whether their components are fitted as
 /// one, by the loss of the held-back images under a head with the training images. Pooling moves
 /// the mean of either domain towards the other, so what it costs the new one stands for both.
+/// Works in memory that `trainer` does not need meanwhile.
 ///
 /// # Errors
 /// When a head cannot be fitted.
 pub fn choose_pooling(
-    encoded: &Encoded<'_>,
+    trainer: &mut Trainer<'_>,
+    learned: (&Adapters, Phase),
     classes: impl Iterator<Item = ClassId>,
     known: &mut Statistics,
     features: &Features,
     shrinkage: f32,
 ) -> Result<(), FitError> {
+    let encoded = trainer.encoded();
     let before = known.classes();
     let again: Vec<ClassId> = classes
         .filter(|class| before.binary_search(class).is_ok())
@@ -232,18 +216,12 @@ pub fn choose_pooling(
     if again.is_empty() || encoded.validation.is_empty() {
         return Ok(());
     }
-    let mut task = Statistics::transient(known.layout(), 0..known.layout().parts);
-    learn_into(
-        &mut task,
-        encoded.labels,
-        encoded.training,
-        features,
-        TaskId::MAX,
-    )?;
     let mut held_out = HeldOut::new(encoded, features.width());
     known.pool_where_better(&again, |known| {
-        let head = Classifier::fit(&[known, &task], shrinkage)?;
-        Ok(held_out.quality(encoded.validation, &head, features)?.loss)
+        let mut heads = Heads::new(encoded, known);
+        let training = encoded.training;
+        let head = heads.fit_in(trainer, learned, training, features, shrinkage)?;
+        Ok(held_out.quality(encoded.validation, head, features)?.loss)
     })
 }
 
@@ -257,25 +235,40 @@ pub fn novelties(
     features: &Features,
     shrinkage: f32,
 ) -> Result<Novelties, FitError> {
-    let mut seen = Novelties::default();
     if encoded.validation.is_empty() {
-        return Ok(seen);
+        return Ok(Novelties::default());
     }
-    let mut task = Statistics::new(known.layout());
-    learn_into(
-        &mut task,
-        encoded.labels,
-        encoded.training,
-        features,
-        TaskId::MAX,
-    )?;
-    let (classifier, novelty) = Novelty::fit(&[known, &task], shrinkage)?;
-    let mut row = vec![0.0; features.width()];
-    for &image in encoded.validation {
-        features.read(image, &mut row)?;
-        novelty.observe(&classifier, &row, &mut seen)?;
+    Strangeness {
+        known,
+        training: &by_class(encoded.labels, encoded.training),
+        images: encoded.validation,
+        shrinkage,
     }
-    Ok(seen)
+    .measure(|image, columns, out| Ok(features.read_part(image, columns, out)?))
+}
+
+/// Adds the features of `images` to `statistics` as the new `task`, in the memory of one part.
+///
+/// # Errors
+/// When a feature is not a finite number or a file fails; `statistics` are not to be used then.
+pub fn learn_on_shelf(
+    statistics: &mut Statistics,
+    labels: &[ClassId],
+    images: &[usize],
+    features: &Features,
+    task: TaskId,
+) -> Result<(), FitError> {
+    let images = by_class(labels, images);
+    statistics.learn_on_shelf(task, &images, |image, columns, out| {
+        Ok(features.read_part(image, columns, out)?)
+    })
+}
+
+/// Images with their classes, class by class, in the order given within each.
+fn by_class(labels: &[ClassId], images: &[usize]) -> Vec<(ClassId, usize)> {
+    let mut sorted: Vec<_> = images.iter().map(|&image| (labels[image], image)).collect();
+    sorted.sort_by_key(|&(class, _)| class);
+    sorted
 }
 
 /// Scores of held-out images and the indices of their classes among the head's, in memory that is

@@ -37,7 +37,13 @@ pub struct Parameters {
 impl Parameters {
     /// The start of a task: `adapters` as they are, M random and N zero, so that nothing changes.
     pub fn new(adapters: &Adapters, phase: Phase, task_rank: usize, rng: &mut impl Rng) -> Self {
-        let mut values = Vec::new();
+        let site = 2 * match phase {
+            Phase::Bases => adapters.dim * adapters.rank,
+            Phase::Cores => adapters.rank * task_rank,
+        };
+        // Exactly: a vector that grows takes up to twice what it holds.
+        let numbers = adapters.sites.len() * site + adapters.prompts.len();
+        let mut values = Vec::with_capacity(numbers);
         for site in &adapters.sites {
             match phase {
                 Phase::Bases => {

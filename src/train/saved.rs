@@ -1,67 +1,115 @@
-//! Numbers that training may have to go back to, on disk meanwhile.
+//! What training goes back to when it fails.
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::stack::Phase;
 use crate::adapt::Adapters;
 use crate::data::{CacheError, RowFile};
 
 /// Adapters as they were.
 #[derive(Debug)]
-pub struct Saved {
-    file: RowFile,
-    remembered: f64,
+pub enum Saved {
+    /// All numbers in one row, and how many tokens the guard rests on, while bases are learned.
+    OnDisk(RowFile, f64),
+    /// Without bases, which stay as they are.
+    InMemory(Adapters),
 }
 
 impl Saved {
-    /// Keeps a copy of `adapters` in an unnamed file.
+    /// Keeps what a task may change.
     ///
     /// # Errors
-    /// When there is no room for it.
-    pub fn adapters(adapters: &Adapters) -> Result<Self, CacheError> {
-        let numbers = adapters.numbers().map(<[f32]>::len).sum();
-        let file = RowFile::create(1, numbers)?;
+    /// When there is no room on disk for it.
+    pub fn adapters(adapters: &Adapters, phase: Phase) -> Result<Self, CacheError> {
+        if phase == Phase::Cores {
+            return Ok(Self::InMemory(adapters.without_bases()));
+        }
+        let file = RowFile::create(1, numbers(adapters).map(<[f32]>::len).sum())?;
         let mut column = 0;
-        for slice in adapters.numbers() {
+        for slice in numbers(adapters) {
             file.write(0, column, slice)?;
             column += slice.len();
         }
-        Ok(Self {
-            file,
-            remembered: adapters.remembered,
-        })
+        Ok(Self::OnDisk(file, adapters.remembered))
     }
 
-    /// Brings `adapters` back to what they were; their shape is the same.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    pub fn restore(&self, adapters: &mut Adapters) -> Result<(), CacheError> {
-        let mut column = 0;
-        for slice in adapters.numbers_mut() {
-            self.file.read(0, column..column + slice.len(), slice)?;
-            column += slice.len();
+    /// Brings `adapters` back to what they were; their shape is the same. What cannot be read back
+    /// from disk is drawn anew: nothing rests on it before a first task is learned.
+    pub fn restore(&self, adapters: &mut Adapters) {
+        match self {
+            Self::InMemory(rest) => adapters.restore_all_but_bases(rest),
+            Self::OnDisk(file, remembered) => {
+                adapters.remembered = *remembered;
+                if read(file, adapters).is_err() {
+                    adapters.restart(&mut ChaCha8Rng::seed_from_u64(0));
+                }
+            }
         }
-        adapters.remembered = self.remembered;
-        Ok(())
     }
+}
+
+/// Every number, a slice after another.
+fn numbers(adapters: &Adapters) -> impl Iterator<Item = &[f32]> {
+    let sites = adapters.sites.iter();
+    sites
+        .flat_map(|site| [site.a.as_slice(), &site.b, &site.core, &site.gram])
+        .chain([adapters.prompts.as_slice(), &adapters.prompt_fisher])
+}
+
+fn read(file: &RowFile, adapters: &mut Adapters) -> Result<(), CacheError> {
+    let sites = adapters.sites.iter_mut();
+    let numbers = sites
+        .flat_map(|site| {
+            let (a, b) = (site.a.as_mut_slice(), site.b.as_mut_slice());
+            [a, b, site.core.as_mut_slice(), &mut site.gram]
+        })
+        .chain([
+            adapters.prompts.as_mut_slice(),
+            adapters.prompt_fisher.as_mut_slice(),
+        ]);
+    let mut column = 0;
+    for slice in numbers {
+        file.read(0, column..column + slice.len(), slice)?;
+        column += slice.len();
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use rand::SeedableRng;
-
     use super::*;
     use crate::adapt::Projection;
 
     #[test]
     fn adapters_come_back_as_they_were() {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(4);
+        let mut rng = ChaCha8Rng::seed_from_u64(4);
         let projections = [Projection::Query, Projection::Value];
         let mut adapters = Adapters::new(12, 3, 1..3, &projections, 2, &mut rng);
         adapters.remembered = 7.0;
         let before = adapters.clone();
-        let saved = Saved::adapters(&adapters).unwrap();
-        adapters.numbers_mut().for_each(|slice| slice.fill(9.0));
-        adapters.remembered = 0.0;
-        saved.restore(&mut adapters).unwrap();
+        let saved = Saved::adapters(&adapters, Phase::Bases).unwrap();
+        spoil(&mut adapters);
+        for site in &mut adapters.sites {
+            site.a.fill(9.0);
+            site.b.fill(9.0);
+        }
+        saved.restore(&mut adapters);
         assert_eq!(adapters, before);
+        // A later task leaves the bases alone.
+        let saved = Saved::adapters(&adapters, Phase::Cores).unwrap();
+        spoil(&mut adapters);
+        saved.restore(&mut adapters);
+        assert_eq!(adapters, before);
+    }
+
+    fn spoil(adapters: &mut Adapters) {
+        for site in &mut adapters.sites {
+            site.core.fill(9.0);
+            site.gram.fill(9.0);
+        }
+        adapters.prompts.fill(9.0);
+        adapters.prompt_fisher.fill(9.0);
+        adapters.remembered = 0.0;
     }
 }

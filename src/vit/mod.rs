@@ -10,6 +10,7 @@ pub mod store;
 mod weights;
 
 pub use geometry::{Activation, Geometry, Pixels};
+pub(crate) use prefix::MLP_ROWS;
 pub use prefix::{Prefix, PrefixError, check_resolution};
 pub use weights::{
     BlockWeights, ContentHash, EmbeddingWeights, NormWeights, Preprocessing, Tensors, Weights,

@@ -14,6 +14,7 @@ use tract_onnx::tract_core::ops::math;
 
 use super::{Geometry, Pixels, Weights, positions};
 use crate::kernels::linear::product;
+pub(crate) use step::MLP_ROWS;
 use step::{BlockStep, Part};
 
 /// tract could not build or run a block.
@@ -100,18 +101,36 @@ impl Prefix {
 
     /// Runs some images together on the calling thread: the weights are read once for all of them.
     ///
-    /// `patches` is `[images, patches, 3 * patch * patch]`, normalised. `at_boundary(k, tokens)` sees
-    /// the residual stream `[images, tokens, D]` after `k` blocks, for `k` from 0 (the embedding) to
-    /// [`Prefix::depth`].
+    /// `patches` is `[images, patches, 3 * patch * patch]`, normalised; `at_boundary` as in
+    /// [`Prefix::run_embedded`].
     ///
     /// # Errors
     /// When tract fails to run a block.
     pub fn run(
         &self,
         patches: &[f32],
+        at_boundary: impl FnMut(usize, &[f32]),
+    ) -> Result<(), PrefixError> {
+        let one = 3 * self.resolution * self.resolution;
+        let tokens = self.leading.len() + self.patch_offsets.len();
+        let mut stream = Vec::with_capacity(patches.len() / one * tokens);
+        for patches in patches.chunks_exact(one) {
+            self.embed(patches, &mut stream);
+        }
+        self.run_embedded(stream, at_boundary)
+    }
+
+    /// Runs images that [`Prefix::embed`] embedded one after the other. `at_boundary(k, tokens)` sees
+    /// the residual stream `[images, tokens, D]` after `k` blocks, for `k` from 0 (the embedding) to
+    /// [`Prefix::depth`].
+    ///
+    /// # Errors
+    /// When tract fails to run a block.
+    pub fn run_embedded(
+        &self,
+        mut stream: Vec<f32>,
         mut at_boundary: impl FnMut(usize, &[f32]),
     ) -> Result<(), PrefixError> {
-        let mut stream = self.embed(patches);
         at_boundary(0, &stream);
         let shape = [stream.len() / self.geometry.dim, self.geometry.dim];
         let mut value: Option<TValue> = None;
@@ -134,19 +153,14 @@ impl Prefix {
         Ok(())
     }
 
-    /// Tokens at the input of the first block, `[images, tokens, D]`.
-    fn embed(&self, patches: &[f32]) -> Vec<f32> {
-        let one = 3 * self.resolution * self.resolution;
-        let tokens = self.leading.len() + self.patch_offsets.len();
-        let mut stream = Vec::with_capacity(patches.len() / one * tokens);
-        for patches in patches.chunks_exact(one) {
-            stream.extend_from_slice(&self.leading);
-            let first = stream.len();
-            stream.extend_from_slice(&self.patch_offsets);
-            let weight = self.weights.embedding().patch_weight;
-            product(patches, weight, 1.0, &mut stream[first..]);
-        }
-        stream
+    /// Appends the tokens of one image at the input of the first block, `[tokens, D]`; `patches` is
+    /// `[patches, 3 * patch * patch]`.
+    pub fn embed(&self, patches: &[f32], stream: &mut Vec<f32>) {
+        stream.extend_from_slice(&self.leading);
+        let first = stream.len();
+        stream.extend_from_slice(&self.patch_offsets);
+        let weight = self.weights.embedding().patch_weight;
+        product(patches, weight, 1.0, &mut stream[first..]);
     }
 }
 

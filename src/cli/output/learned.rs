@@ -33,6 +33,9 @@ pub struct LearnReport {
     pub rank_probabilities: Option<BTreeMap<String, f64>>,
     /// Size of the state file.
     pub state_bytes: u64,
+    /// Most bytes of heap that were in use at a time, from the program's start to the saved state.
+    /// The frozen model is mapped and not among them.
+    pub peak_heap_bytes: usize,
 }
 
 impl Report for LearnReport {
@@ -205,6 +208,7 @@ mod tests {
             difficulty: Some(0.25),
             rank_probabilities: None,
             state_bytes: 1_850_000,
+            peak_heap_bytes: 7_000_000,
         }
     }
 
@@ -224,6 +228,7 @@ mod tests {
             "difficulty",
             "rank_probabilities",
             "state_bytes",
+            "peak_heap_bytes",
         ];
         expected.sort_unstable();
         assert_eq!(fields(&learned(0)), expected);

@@ -14,8 +14,12 @@ use super::{Report, count};
 pub struct PlanReport {
     /// Bytes allowed.
     pub budget: usize,
-    /// Bytes of all buffers.
+    /// Most bytes that are there at a time: what is always there, and the largest turn.
     pub bytes: usize,
+    /// Threads that encode photos, how many each runs together, and the bytes that all decode in.
+    pub encode_threads: usize,
+    pub encode_together: usize,
+    pub decode_window: usize,
     /// Stacks that run at the same time.
     pub workers: usize,
     /// Images that run through a block together.
@@ -40,6 +44,9 @@ impl From<&Plan> for PlanReport {
         Self {
             budget: plan.budget,
             bytes: plan.bytes(),
+            encode_threads: plan.encoding.threads,
+            encode_together: plan.encoding.together,
+            decode_window: plan.encoding.window,
             workers: plan.workers,
             micro_batch: plan.stack.images,
             checkpoint_every: plan.stack.checkpoint_every,
@@ -64,24 +71,42 @@ impl Report for PlanReport {
         let shape = widest(|b| b.shape.chars().count());
         writeln!(
             out,
-            "{:<name$}  {:<shape$}  {:>10}",
-            "buffer", "shape", "bytes"
+            "{:<8}  {:<name$}  {:<shape$}  {:>10}",
+            "turn", "buffer", "shape", "bytes"
         )?;
-        for buffer in &self.buffers {
+        for turn in self.buffers.chunk_by(|a, b| a.turn == b.turn) {
+            let mut sum = 0;
+            for buffer in turn {
+                writeln!(
+                    out,
+                    "{:<8}  {:<name$}  {:<shape$}  {:>10}",
+                    buffer.turn.name(),
+                    buffer.buffer,
+                    buffer.shape,
+                    buffer.bytes
+                )?;
+                sum += buffer.bytes;
+            }
+            let turn = turn[0].turn.name();
             writeln!(
                 out,
-                "{:<name$}  {:<shape$}  {:>10}",
-                buffer.buffer, buffer.shape, buffer.bytes
+                "{turn:<8}  {:<name$}  {:<shape$}  {sum:>10}",
+                "all", ""
             )?;
         }
-        writeln!(out, "{:<name$}  {:<shape$}  {:>10}", "all", "", self.bytes)?;
+        let most = "always, and the largest turn";
+        writeln!(out, "{most:<w$}  {:>10}", self.bytes, w = 12 + name + shape)?;
         let tile = |n: Option<usize>| n.map_or_else(|| "all".to_owned(), |n| n.to_string());
         writeln!(
             out,
-            "of a budget of {} bytes ({}): {} with {} at a time, the input of every {} kept as {}{}; \
+            "of a budget of {} bytes ({}): {} to encode with {} together, and {} to decode in; \
+             {} to train with {} at a time, the input of every {} kept as {}{}; \
              tiles: MLP {} rows by {} columns, attention {} queries",
             self.budget,
             mebibytes(self.budget),
+            count(self.encode_threads, "thread", "threads"),
+            count(self.encode_together, "image", "images"),
+            mebibytes(self.decode_window),
             count(self.workers, "worker", "workers"),
             count(self.micro_batch, "image", "images"),
             match self.checkpoint_every {
@@ -141,5 +166,88 @@ impl Report for BenchReport {
                 m.what, m.resolution, m.threads, m.ms, m.least_ms, m.gflops
             )
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fledge::train::plan::Turn;
+
+    use super::super::shown::{fields, text};
+    use super::*;
+
+    fn planned() -> PlanReport {
+        let buffer = |turn, name: &str, bytes| PlannedBuffer {
+            turn,
+            buffer: name.into(),
+            shape: format!("[{}] f32", bytes / 4),
+            bytes,
+        };
+        PlanReport {
+            budget: 4 << 20,
+            bytes: 3000,
+            encode_threads: 2,
+            encode_together: 1,
+            decode_window: 1600,
+            workers: 1,
+            micro_batch: 4,
+            checkpoint_every: 1,
+            checkpoints: "f32",
+            kept_insides: 0,
+            mlp_rows: None,
+            mlp_columns: Some(384),
+            attention_rows: None,
+            buffers: vec![
+                buffer(Turn::Always, "bases", 1000),
+                buffer(Turn::Encoding, "decode window", 1600),
+                buffer(Turn::Training, "arena", 1200),
+                buffer(Turn::Training, "gradient", 800),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_plan_answers_with_the_fields_of_the_contract() {
+        let mut expected = [
+            "budget",
+            "bytes",
+            "encode_threads",
+            "encode_together",
+            "decode_window",
+            "workers",
+            "micro_batch",
+            "checkpoint_every",
+            "checkpoints",
+            "kept_insides",
+            "mlp_rows",
+            "mlp_columns",
+            "attention_rows",
+            "buffers",
+        ];
+        expected.sort_unstable();
+        assert_eq!(fields(&planned()), expected);
+        let json = serde_json::to_value(planned()).unwrap();
+        let first = json["buffers"][0].as_object().unwrap();
+        let keys: Vec<&str> = first.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["buffer", "bytes", "shape", "turn"]);
+        assert_eq!(first["turn"], "always");
+    }
+
+    #[test]
+    fn a_plan_lists_its_turns_and_their_sums() {
+        let shown = text(&planned());
+        for line in ["training  arena", "training  all"] {
+            assert!(shown.contains(line), "{line:?} is not in {shown}");
+        }
+        assert!(
+            shown
+                .lines()
+                .any(|l| l.starts_with("training  all") && l.ends_with("2000"))
+        );
+        assert!(
+            shown
+                .lines()
+                .any(|l| l.contains("largest turn") && l.ends_with("3000"))
+        );
     }
 }

@@ -253,7 +253,11 @@ pub(super) fn assert_same_statistics(ours: &Statistics, truth: &Statistics, tole
         }
     }
     for part in 0..truth.layout().parts {
-        assert_close(ours.scatter(part), truth.scatter(part), tolerance);
+        assert_close(
+            &ours.scatter(part).unwrap(),
+            &truth.scatter(part).unwrap(),
+            tolerance,
+        );
     }
 }
 

@@ -14,7 +14,7 @@ use crate::kernels::norm::layer_norm_forward;
 use crate::vit::{Activation, NormWeights, Weights};
 
 /// Most rows of the MLP's hidden layer that exist at a time.
-const MLP_ROWS: usize = 160;
+pub(crate) const MLP_ROWS: usize = 160;
 
 /// A part of a pre-norm block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -48,6 +48,7 @@ impl Board for PerfectBoard {
             difficulty: None,
             rank_probabilities: None,
             state_bytes: 2000,
+            peak_heap_bytes: 1 << 20,
         })
     }
 

@@ -6,8 +6,15 @@
 //! damage inside the pixel data is an error too. What neither sees is an end marker set in too
 //! early, by a repair tool say: the decoder takes what is missing for flat colour.
 //!
-//! zune-jpeg cannot decode at a reduced scale (a DCT-domain 1/2, 1/4, 1/8); a decoder that can
-//! would fit in here, behind the same function.
+//! zune-jpeg makes every pixel there is. Photos much larger than what is needed are decoded at a
+//! half, a quarter or an eighth by [`reduced`] instead.
+
+mod bits;
+mod coefficients;
+mod plane;
+mod reduced;
+
+use std::io::Read;
 
 use image::metadata::Orientation;
 use zune_core::bytestream::ZCursor;
@@ -16,11 +23,106 @@ use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
+use self::bits::Broken;
+use self::reduced::Frame;
 use super::decode::{Fault, Limits, Rgb, upright};
 
 const FORMAT: &str = "JPEG";
 const EOI: u8 = 0xD9;
 const SOS: u8 = 0xDA;
+
+/// How large a JPEG is and how it will be decoded.
+#[derive(Debug)]
+pub(super) struct Header {
+    frame: Frame,
+    /// 1, or 2, 4 or 8 where that leaves enough.
+    factor: usize,
+}
+
+impl Header {
+    /// Reads as far as the frame header. None where the headers are damaged or end: decoding will
+    /// tell what is wrong.
+    pub fn peek(reader: impl Read, limits: &Limits) -> Result<Option<Self>, Fault> {
+        let frame = match Frame::peek(reader) {
+            Ok(Some(frame)) => frame,
+            Err(Broken::Io(error)) => return Err(Fault::Unreadable(error.to_string())),
+            Ok(None) | Err(_) => return Ok(None),
+        };
+        limits.check_dimensions(frame.width as u64, frame.height as u64)?;
+        let shorter = frame.width.min(frame.height);
+        let enough = |factor: &usize| shorter / factor >= limits.enough;
+        let factor = [8, 4, 2].into_iter().find(enough);
+        Ok(Some(Self {
+            factor: factor.filter(|_| frame.can_be_reduced()).unwrap_or(1),
+            frame,
+        }))
+    }
+
+    /// Whether it is decoded at a reduced size.
+    pub fn is_reduced(&self) -> bool {
+        self.factor > 1
+    }
+
+    /// Height of what decoding will make, before it is turned upright.
+    pub fn height(&self) -> usize {
+        self.frame.reduced(self.factor).1
+    }
+
+    /// Width of what decoding will make, before it is turned upright.
+    pub fn width(&self) -> usize {
+        self.frame.reduced(self.factor).0
+    }
+
+    /// Bytes that decoding takes at most, the result included, besides the file where it is decoded
+    /// whole.
+    pub fn memory(&self) -> usize {
+        let (width, height) = self.frame.reduced(self.factor);
+        let turned = match self.frame.orientation {
+            Orientation::NoTransforms => 0,
+            _ => 3 * width * height,
+        };
+        turned
+            + match self.factor {
+                // zune-jpeg: pixels, the coefficients of a progressive image, and rows of blocks.
+                1 => {
+                    let grey = self.frame.components.len() == 1;
+                    let pixels = if grey { 4 } else { 3 } * width * height;
+                    let coefficients = match self.frame.progressive {
+                        true => self.frame.coefficients(),
+                        false => 0,
+                    };
+                    pixels + coefficients + ROW_BYTES * (width + 64) + (64 << 10)
+                }
+                factor => self.frame.memory(factor),
+            }
+    }
+
+    /// Decodes a JPEG that is reduced, to upright RGB.
+    pub fn decode_reduced(&self, reader: impl Read, memory: usize) -> Result<Rgb, Fault> {
+        let picture =
+            reduced::decode(reader, self.factor, memory).map_err(|broken| match broken {
+                Broken::Io(error) => Fault::Unreadable(error.to_string()),
+                Broken::Ended => Fault::Truncated { format: FORMAT },
+                Broken::Damaged(reason) => Fault::Corrupt {
+                    format: FORMAT,
+                    reason: reason.into(),
+                },
+            })?;
+        let (width, height) = (picture.width as u32, picture.height as u32);
+        let rgb = Rgb::new(width, height, picture.pixels).ok_or_else(no_pixels)?;
+        Ok(upright(rgb, picture.orientation))
+    }
+}
+
+/// Bytes a column of the rows of blocks that zune-jpeg works on.
+const ROW_BYTES: usize = 200;
+
+fn no_pixels() -> Fault {
+    Fault::Corrupt {
+        format: FORMAT,
+        reason: "it has no pixels".into(),
+    }
+}
 
 /// Decodes a JPEG of any colour space to upright RGB.
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Rgb, Fault> {
@@ -62,10 +164,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Rgb, Fault> {
         .exif()
         .and_then(|exif| Orientation::from_exif_chunk(exif))
         .unwrap_or(Orientation::NoTransforms);
-    let rgb = Rgb::new(width as u32, height as u32, pixels).ok_or_else(|| Fault::Corrupt {
-        format: FORMAT,
-        reason: "its pixels do not fit its size".into(),
-    })?;
+    let rgb = Rgb::new(width as u32, height as u32, pixels).ok_or_else(no_pixels)?;
     Ok(upright(rgb, orientation))
 }
 

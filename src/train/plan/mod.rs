@@ -1,23 +1,35 @@
 //! What training a task takes, added up before anything is allocated, and how it is cut to fit a
 //! budget.
 //!
-//! The budget covers everything beyond the frozen model. What can be cut: images that run together,
+//! The budget covers everything beyond the frozen model, from the first photo to the saved state.
+//! What is learned so far is there all the time; beside it, the frozen pass over the photos, the
+//! training, and what follows it take their turns, so the largest of them counts.
+//!
+//! What can be cut: threads and photos of the frozen pass, images that train together,
 //! inputs and insides of blocks that are kept rather than computed again, how inputs are stored, tiles of the MLP and of
 //! attention, and workers that have buffers of their own. Of all plans that fit, the one that should
 //! take the least time is chosen.
 
+mod closing;
+mod encoding;
+mod training;
+
 use serde::Serialize;
 
-use super::block::Buffer;
+pub use encoding::Encoding;
+use training::{Candidate, buffers, candidates, cost};
+
 use super::stack::{Phase, Precision, StackShape};
-use crate::head;
 use crate::vit::{Geometry, Pixels};
 
 /// `learn` without `--budget`: 8 MiB.
 pub const DEFAULT_BUDGET: usize = 8 << 20;
 
-/// Bytes of an image in the lists that training draws from.
-const IMAGE_BYTES: usize = 128;
+/// Bytes of an image in the lists that training draws from, its path among them.
+const IMAGE_BYTES: usize = 256;
+
+/// Bytes of a thread of the pool beside its stack.
+const THREAD_BYTES: usize = 8 << 10;
 
 /// What is to be trained.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,10 +46,16 @@ pub struct Demand {
     pub rank: usize,
     /// Taps of the head, ascending.
     pub taps: Vec<usize>,
-    /// Classes the head knows in the end.
+    /// Classes the head knows in the end, each counted once for every task that taught it.
     pub classes: usize,
+    /// Classes of the task.
+    pub task_classes: usize,
     /// Images of the task.
     pub images: usize,
+    /// Images of the largest class of any task.
+    pub largest_class: usize,
+    /// Bytes of what is known before: class means, tasks and names.
+    pub known: usize,
     /// Images of a step.
     pub batch: usize,
     /// Threads to work with.
@@ -46,9 +64,41 @@ pub struct Demand {
     pub phase: Phase,
 }
 
+/// When a buffer is there. Those of different turns are never there together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Turn {
+    Always,
+    /// Photos are decoded and run through the frozen blocks.
+    Encoding,
+    /// Adapters are trained.
+    Training,
+    /// Statistics of old classes follow the features.
+    Moving,
+    /// The head is judged, and learns the task for good.
+    Closing,
+}
+
+impl Turn {
+    /// All but [`Turn::Always`].
+    const TURNS: [Self; 4] = [Self::Encoding, Self::Training, Self::Moving, Self::Closing];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Encoding => "encoding",
+            Self::Training => "training",
+            Self::Moving => "moving",
+            Self::Closing => "closing",
+        }
+    }
+}
+
 /// One buffer of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedBuffer {
+    /// When it is there.
+    pub turn: Turn,
     pub buffer: String,
     /// For people: dimensions and what is stored.
     pub shape: String,
@@ -67,15 +117,17 @@ pub struct Plan {
     pub phase: Phase,
     /// Classes the head knows in the end.
     pub classes: usize,
+    /// How the photos are encoded.
+    pub encoding: Encoding,
     pub buffers: Vec<PlannedBuffer>,
 }
 
 /// No plan fits the budget.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "training at {resolution} pixels with {blocks} adapted blocks, {prompts} prompts and rank {rank} does not fit {budget} bytes: \
-     the smallest budget that would is {smallest} bytes ({}); raise --budget, or lower {}",
-    mebibytes(*smallest), lower.join(", ")
+    "learning at {resolution} pixels with {blocks} adapted blocks, {prompts} prompts and rank {rank} does not fit {budget} bytes: \
+     the smallest budget that would is {smallest} bytes ({}); raise --budget{}",
+    mebibytes(*smallest), or_lower(lower)
 )]
 pub struct PlanError {
     pub budget: usize,
@@ -89,6 +141,13 @@ pub struct PlanError {
     pub lower: Vec<String>,
 }
 
+fn or_lower(flags: &[String]) -> String {
+    match flags {
+        [] => String::new(),
+        flags => format!(", or lower {}", flags.join(", ")),
+    }
+}
+
 /// A size as it is given to `--budget`, rounded up to a tenth of a MiB.
 pub fn mebibytes(bytes: usize) -> String {
     let tenths = bytes.saturating_mul(10).div_ceil(1 << 20);
@@ -96,9 +155,15 @@ pub fn mebibytes(bytes: usize) -> String {
 }
 
 impl Plan {
-    /// Bytes of all buffers.
+    /// Most bytes that are there at a time.
     pub fn bytes(&self) -> usize {
-        self.buffers.iter().map(|buffer| buffer.bytes).sum()
+        let turns = Turn::TURNS.iter().map(|&turn| self.bytes_of(turn));
+        self.bytes_of(Turn::Always) + turns.max().unwrap_or(0)
+    }
+
+    /// Bytes of a turn's own buffers.
+    pub fn bytes_of(&self, turn: Turn) -> usize {
+        bytes_of(&self.buffers, turn)
     }
 
     /// The fastest plan within `budget` bytes.
@@ -106,27 +171,37 @@ impl Plan {
     /// # Errors
     /// When even the smallest needs more.
     pub fn new(demand: &Demand, budget: usize) -> Result<Self, PlanError> {
-        let mut best: Option<(f64, Self)> = None;
-        let mut smallest = usize::MAX;
+        let always = demand.always();
+        let closing = demand.closing();
+        let refuse = || demand.refusal(budget, Self::smallest(demand));
+        let room = budget
+            .checked_sub(bytes_of(&always, Turn::Always))
+            .ok_or_else(refuse)?;
+        let encoding = demand.encoding(room).ok_or_else(refuse)?;
+        let fits = |turn| bytes_of(&closing, turn) <= room;
+        if !(fits(Turn::Moving) && fits(Turn::Closing)) {
+            return Err(refuse());
+        }
+        let mut best: Option<(f64, Candidate, Vec<PlannedBuffer>)> = None;
         for candidate in candidates(demand) {
             let buffers = buffers(demand, &candidate);
-            let bytes: usize = buffers.iter().map(|buffer| buffer.bytes).sum();
-            smallest = smallest.min(bytes);
             let cost = cost(demand, &candidate);
-            if bytes <= budget && best.as_ref().is_none_or(|(least, _)| cost < *least) {
-                let plan = Self {
-                    budget,
-                    workers: candidate.workers,
-                    stack: candidate.stack,
-                    phase: demand.phase,
-                    classes: demand.classes,
-                    buffers,
-                };
-                best = Some((cost, plan));
+            let better = best.as_ref().is_none_or(|(least, ..)| cost < *least);
+            if better && bytes_of(&buffers, Turn::Training) <= room {
+                best = Some((cost, candidate, buffers));
             }
         }
-        best.map(|(_, plan)| plan)
-            .ok_or_else(|| demand.refusal(budget, smallest))
+        let (_, candidate, training) = best.ok_or_else(refuse)?;
+        let encodes = demand.buffers_of(&encoding);
+        Ok(Self {
+            budget,
+            workers: candidate.workers,
+            stack: candidate.stack,
+            phase: demand.phase,
+            classes: demand.classes,
+            encoding,
+            buffers: [always, encodes, training, closing].concat(),
+        })
     }
 
     /// The fastest plan within `budget` bytes, or where there is none, within as many as it takes.
@@ -139,14 +214,24 @@ impl Plan {
 
     /// Bytes that the smallest plan takes.
     fn smallest(demand: &Demand) -> usize {
-        candidates(demand)
-            .map(|candidate| {
-                let buffers = buffers(demand, &candidate);
-                buffers.iter().map(|buffer| buffer.bytes).sum()
-            })
-            .min()
-            .unwrap_or(usize::MAX)
+        let training = candidates(demand)
+            .map(|candidate| bytes_of(&buffers(demand, &candidate), Turn::Training))
+            .min();
+        let closing = demand.closing();
+        let turns = [
+            training.unwrap_or(usize::MAX),
+            demand.least_encoding(),
+            bytes_of(&closing, Turn::Moving),
+            bytes_of(&closing, Turn::Closing),
+        ];
+        let largest = turns.into_iter().max().unwrap_or(0);
+        bytes_of(&demand.always(), Turn::Always).saturating_add(largest)
     }
+}
+
+fn bytes_of(buffers: &[PlannedBuffer], turn: Turn) -> usize {
+    let of_turn = buffers.iter().filter(|buffer| buffer.turn == turn);
+    of_turn.map(|buffer| buffer.bytes).sum()
 }
 
 impl Demand {
@@ -176,6 +261,38 @@ impl Demand {
             Phase::Cores => 2 * self.rank * self.rank,
         };
         self.sites() * site + self.prompts * self.geometry.dim
+    }
+
+    /// What is there all the time.
+    fn always(&self) -> Vec<PlannedBuffer> {
+        let mut list = List::of(Turn::Always);
+        let (dim, rank, sites) = (self.geometry.dim, self.rank, self.sites());
+        // Those that the blocks see, those that training started from, and for a later task those to
+        // go back to.
+        let copies = match self.phase {
+            Phase::Bases => 2,
+            Phase::Cores => 3,
+        };
+        list.floats("adapters: bases", &[sites, 2, dim, rank], 1);
+        let name = "adapters: cores and drift guard, and as they were";
+        list.floats(name, &[copies, sites, 2, rank, rank], 1);
+        if self.prompts > 0 {
+            let name = "prompts and their guard, and as they were";
+            list.floats(name, &[copies, 2, self.prompts, dim], 1);
+        }
+        list.add(
+            "queues of threads",
+            format!("[{}, {THREAD_BYTES} bytes]", self.threads),
+            self.threads * THREAD_BYTES,
+        );
+        let shape = format!("{} bytes", self.known);
+        list.add("known: class means, tasks and names", shape, self.known);
+        list.add(
+            "paths and lists of images",
+            format!("[{}, {IMAGE_BYTES} bytes]", self.images),
+            self.images * IMAGE_BYTES,
+        );
+        list.1
     }
 
     /// Features of one image.
@@ -264,178 +381,17 @@ impl Demand {
     }
 }
 
-struct Candidate {
-    workers: usize,
-    stack: StackShape,
-}
-
-fn candidates(demand: &Demand) -> impl Iterator<Item = Candidate> + use<'_> {
-    let share = demand.batch.max(1);
-    let workers = (1..=demand.threads.max(1)).rev();
-    let images = [8, 4, 2, 1].into_iter().filter(move |&n| n <= share);
-    workers
-        .flat_map(move |workers| {
-            images
-                .clone()
-                .filter(move |&images| images <= share.div_ceil(workers))
-                .map(move |images| (workers, images))
-        })
-        .flat_map(move |(workers, images)| {
-            let depth = demand.blocks();
-            let intervals = [1, 2, 3, 4, 6].into_iter().filter(move |&n| n <= depth);
-            let recomputed = intervals
-                .flat_map(|every| [(every, Precision::F32, 0), (every, Precision::Bf16, 0)]);
-            let kept = (1..=depth).map(|insides| (1, Precision::F32, insides));
-            recomputed.chain(kept).flat_map(move |keep| {
-                let (checkpoint_every, checkpoints, kept_insides) = keep;
-                TILES
-                    .into_iter()
-                    .map(move |(mlp_rows, mlp_columns, attention_rows)| Candidate {
-                        workers,
-                        stack: StackShape {
-                            images,
-                            checkpoint_every,
-                            checkpoints,
-                            kept_insides,
-                            mlp_rows,
-                            mlp_columns,
-                            attention_rows,
-                            ..demand.stack()
-                        },
-                    })
-            })
-        })
-}
-
-/// Rows and columns of the MLP and queries of attention that are worked on together.
-const TILES: [(usize, usize, usize); 7] = [
-    (usize::MAX, usize::MAX, usize::MAX),
-    (usize::MAX, 768, usize::MAX),
-    (128, usize::MAX, 128),
-    (usize::MAX, 384, 64),
-    (64, 384, 64),
-    (32, 192, 32),
-    (16, 96, 16),
-];
-
-/// Time of a step in units of one block's forward pass of one image. The constants are rough: they
-/// only have to put plans in order.
-fn cost(demand: &Demand, candidate: &Candidate) -> f64 {
-    /// A block's backward pass, and what it computes again of the forward pass.
-    const BACKWARD: f64 = 1.1;
-    const AGAIN: f64 = 0.65;
-    /// Rows at which reading and packing weights costs as much as the products.
-    const PACKING_ROWS: f64 = 6.0;
-    /// Share of a block that idle threads can help with.
-    const SHARED: f64 = 0.75;
-    let stack = &candidate.stack;
-    let depth = demand.blocks() as f64;
-    let segments = (depth / stack.checkpoint_every as f64).ceil();
-    // The last segment's inputs are still there.
-    let again = (segments - 1.0) * (stack.checkpoint_every as f64 - 1.0);
-    let rows = (stack.images * stack.tokens()).min(stack.mlp_rows) as f64;
-    let columns = demand.geometry.hidden.min(stack.mlp_columns) as f64;
-    let tiles = 1.0 + PACKING_ROWS / rows + 24.0 / columns;
-    let precision = match stack.checkpoints {
-        Precision::F32 => 1.0,
-        // Costs accuracy of the gradient, not only time: the last resort.
-        Precision::Bf16 => 4.0,
-    };
-    let (workers, threads) = (candidate.workers as f64, demand.threads.max(1) as f64);
-    let busy = workers * (1.0 + SHARED * (threads / workers - 1.0));
-    let inside = (depth - stack.kept_insides as f64) * AGAIN;
-    (depth * (1.0 + BACKWARD) + inside + again) * tiles * precision / busy
-}
-
-/// Everything a candidate holds at the same time.
-fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuffer> {
-    let mut list = List::default();
-    let (stack, workers) = (&candidate.stack, candidate.workers);
-    let (dim, rank) = (demand.geometry.dim, demand.rank);
-    let per_worker = |name: &str| match workers {
-        1 => name.to_owned(),
-        n => format!("{name}, of each of {n} workers"),
-    };
-    let (wide, narrow) = stack.buffers();
-    for buffer in wide.iter().filter(|buffer| buffer.len() > 0) {
-        let shape = format!("[{}, {}] f32", buffer.rows, buffer.cols);
-        list.add(per_worker(buffer.name), shape, 4 * buffer.len() * workers);
-    }
-    if let Some(buffer) = narrow {
-        let shape = format!("[{}, {}] bf16", buffer.rows, buffer.cols);
-        list.add(per_worker(buffer.name), shape, 2 * buffer.len() * workers);
-    }
-    list.floats(
-        per_worker("gradient of the adapters"),
-        &[demand.gradient()],
-        workers,
-    );
-    let width = demand.width();
-    let name = per_worker("features of a micro-batch");
-    list.floats(name, &[stack.images, width], workers);
-    let name = per_worker("features that the blocks made, and their gradient");
-    list.floats(name, &[2, stack.images, stack.features()], workers);
-    let name = per_worker("feature gradient and scores of an image");
-    list.floats(name, &[width + demand.classes], workers);
-
-    let sites = demand.sites();
-    list.floats("adapters: bases", &[sites, 2, dim, rank], 1);
-    let name = "adapters: cores and drift guard, and as they were";
-    list.floats(name, &[3, sites, 2, rank, rank], 1);
-    if demand.prompts > 0 {
-        list.floats("prompts, and as they were", &[3, demand.prompts, dim], 1);
-    }
-    let copies = match demand.phase {
-        Phase::Bases => 1,
-        // M and N, and their gradient.
-        Phase::Cores => 2,
-    };
-    list.floats("what is learned", &[copies, demand.learned()], 1);
-    list.floats("Adam moments", &[2, demand.learned()], 1);
-
-    let parts = 2 * demand.taps.len();
-    let packed = dim * (dim + 1) / 2;
-    if demand.phase == Phase::Cores {
-        list.floats("head: scatter of one part, known", &[packed], 1);
-    }
-    // Heads are fitted between steps, in memory of the first worker.
-    let arena: usize = wide.iter().map(Buffer::len).sum();
-    let gradient = demand.gradient();
-    let name = "head: scatter of one part, half a task, beyond the gradient's memory";
-    list.floats(name, &[packed.saturating_sub(gradient)], 1);
-    let name = "head: covariance of one part, beyond the stack's memory";
-    list.floats(name, &[(dim * dim).saturating_sub(arena)], 1);
-    list.floats("head: solving", &[head::solver_floats(dim)], 1);
-    list.floats("head: class means", &[demand.classes, width], 1);
-    list.floats(
-        "head: weights and offsets",
-        &[demand.classes, width + parts],
-        1,
-    );
-    list.floats("head: centre, and features of an image", &[2, width], 1);
-    list.add(
-        "lists and scores of images",
-        format!(
-            "[{}, {} bytes]",
-            demand.images,
-            IMAGE_BYTES + 4 * demand.classes
-        ),
-        demand.images * (IMAGE_BYTES + 4 * demand.classes),
-    );
-    list.add(
-        per_worker("cache window"),
-        "24 KiB".to_owned(),
-        workers * (24 << 10),
-    );
-    list.0
-}
-
-#[derive(Default)]
-struct List(Vec<PlannedBuffer>);
+/// Buffers of one turn.
+struct List(Turn, Vec<PlannedBuffer>);
 
 impl List {
+    fn of(turn: Turn) -> Self {
+        Self(turn, Vec::new())
+    }
+
     fn add(&mut self, buffer: impl Into<String>, shape: String, bytes: usize) {
-        self.0.push(PlannedBuffer {
+        self.1.push(PlannedBuffer {
+            turn: self.0,
             buffer: buffer.into(),
             shape,
             bytes,
@@ -480,7 +436,10 @@ mod tests {
             rank: 16,
             taps: vec![6, 8, 10, 11, 12],
             classes: 10,
+            task_classes: 6,
             images: 200,
+            largest_class: 40,
+            known: 4 * 6 * 3840,
             batch: 16,
             threads,
             phase: Phase::Bases,
@@ -493,10 +452,12 @@ mod tests {
         {
             for threads in [1, 2, 4] {
                 for phase in [Phase::Bases, Phase::Cores] {
-                    let demand = Demand {
-                        phase,
-                        ..demand(resolution, adapted, threads)
-                    };
+                    let mut demand = demand(resolution, adapted, threads);
+                    demand.phase = phase;
+                    if phase == Phase::Bases {
+                        // Nothing is known before a first task.
+                        demand.known = 0;
+                    }
                     let plan = Plan::new(&demand, budget * MIB).unwrap();
                     assert!(plan.bytes() <= budget * MIB);
                     assert_eq!(plan.stack.checkpoints, Precision::F32, "{demand:?}");
