@@ -3,6 +3,7 @@
 #
 #   firmware-config/build.sh TARGET                 the stripped binary; its path is the last line
 #   firmware-config/build.sh TARGET test [ARG...]   cargo test, run by qemu-user where needed
+#   firmware-config/build.sh TARGET prepare         only gets what these need
 #
 # TARGET is aarch64-unknown-linux-gnu, armv7-unknown-linux-gnueabihf or x86_64-unknown-linux-gnu.
 # BOARD=pi-3 (or another file of this folder) tunes for one board's processor; such a binary may
@@ -58,18 +59,23 @@ if [ -n "$qemu" ]; then
     export "CARGO_TARGET_${upper}_RUNNER=$qemu -E LD_LIBRARY_PATH=/usr/$gnu/lib -L /usr/$gnu"
     strip=$gnu-strip
 else
-    strip=strip
+    strip='strip'
 fi
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
         missing+=("$package")
 done
+install() {
+    apt-get update -q >&2 &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >&2
+}
 if [ ${#missing[@]} -gt 0 ]; then
     [ "$(id -u)" = 0 ] || fail "install these first, as root: dpkg --add-architecture $arch && apt-get update && apt-get install ${missing[*]}"
     dpkg --add-architecture "$arch" >&2
-    apt-get update -q >&2
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
+    # An index may be read while the archive writes it; a minute later it is whole.
+    install "${missing[@]}" || { sleep 60 && install "${missing[@]}"; } ||
+        fail "Debian's packages are not to be had: ${missing[*]}"
 fi
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 found=$("${RUSTC:-rustc}" --version | cut -d' ' -f2)
@@ -90,10 +96,11 @@ cargo=(--locked --profile dist --target "$target" --target-dir "$out")
 case $task in
     build)
         cargo rustc "${cargo[@]}" --bin fledge -- -C lto=fat -C codegen-units=1 \
-            -C opt-level=s -L "native=$unwinder"
-        "$strip" -o "$out/$target/fledge" "$out/$target/dist/fledge"
+            -C opt-level=z -L "native=$unwinder"
+        "$strip" --strip-all --remove-section=.comment -o "$out/$target/fledge" "$out/$target/dist/fledge"
         realpath "$out/$target/fledge"
         ;;
     test) cargo test "${cargo[@]}" "$@" ;;
+    prepare) ;;
     *) fail "no such task: $task" ;;
 esac

@@ -26,6 +26,10 @@ trap 'rm -rf "$root"' EXIT
 chmod 755 "$root"
 put() { install -D -m "$1" "$2" "$root/$3"; }
 
+# The time that everything in the package bears: packages of the same source are the same.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)}
+export SOURCE_DATE_EPOCH
+
 put 755 "$binary" usr/bin/fledge
 "${run[@]}" "$binary" manual "$root/made"
 for page in "$root"/made/man/*.1; do
@@ -52,7 +56,7 @@ gzip -9n "$root/usr/share/doc/fledge/README.md"
     sed 's/^$/./; s/^/ /' LICENSE-MIT
 } >"$root/copyright"
 put 644 "$root/copyright" usr/share/doc/fledge/copyright
-date=$(LC_ALL=C date -Ru -d "@$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)")
+date=$(LC_ALL=C date -Ru -d "@$SOURCE_DATE_EPOCH")
 printf 'fledge (%s) unstable; urgency=medium\n\n  * See the history of the source.\n\n -- The fledge authors <fledge@localhost.invalid>  %s\n' \
     "$version" "$date" >"$root/changelog"
 put 644 "$root/changelog" usr/share/doc/fledge/changelog
@@ -82,6 +86,7 @@ Description: on-device continual learner for camera boards
  .
  The service names what a camera sees; it begins once something was learned.
 CONTROL
+# What debhelper writes for a service that its owner starts and enables.
 cat >"$root/DEBIAN/postinst" <<'SCRIPT'
 #!/bin/sh
 set -e
@@ -89,18 +94,34 @@ if [ "$1" = configure ]; then
     if ! getent passwd fledge >/dev/null; then
         adduser --system --group --home /var/lib/fledge --no-create-home --quiet fledge
     fi
-    if [ -d /run/systemd/system ]; then
-        systemctl daemon-reload || true
-        # An upgrade while the service runs goes on with the new program.
-        systemctl try-restart fledge.service || true
-    fi
+    # The service makes it only when it starts, and it starts only after something was learned.
+    [ -d /var/lib/fledge ] || install -d -o fledge -g fledge -m 755 /var/lib/fledge
 fi
+case "$1" in
+    configure | abort-upgrade | abort-deconfigure | abort-remove)
+        if deb-systemd-helper debian-installed fledge.service; then
+            # After a removal that was no purge.
+            deb-systemd-helper unmask fledge.service >/dev/null || true
+            if deb-systemd-helper --quiet was-enabled fledge.service; then
+                deb-systemd-helper enable fledge.service >/dev/null || true
+            fi
+        fi
+        deb-systemd-helper update-state fledge.service >/dev/null || true
+        if [ -d /run/systemd/system ]; then
+            systemctl --system daemon-reload >/dev/null || true
+            # An upgrade while the service runs goes on with the new program.
+            if [ -n "$2" ]; then
+                deb-systemd-invoke try-restart fledge.service >/dev/null || true
+            fi
+        fi
+        ;;
+esac
 SCRIPT
 cat >"$root/DEBIAN/prerm" <<'SCRIPT'
 #!/bin/sh
 set -e
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-    systemctl disable --now fledge.service || true
+    deb-systemd-invoke stop fledge.service >/dev/null || true
 fi
 SCRIPT
 cat >"$root/DEBIAN/postrm" <<'SCRIPT'
@@ -108,7 +129,14 @@ cat >"$root/DEBIAN/postrm" <<'SCRIPT'
 set -e
 # What was learned is the owner's: not even purge removes /var/lib/fledge.
 if [ -d /run/systemd/system ]; then
-    systemctl daemon-reload || true
+    systemctl --system daemon-reload >/dev/null || true
+fi
+if [ "$1" = remove ] && command -v deb-systemd-helper >/dev/null; then
+    deb-systemd-helper mask fledge.service >/dev/null || true
+fi
+if [ "$1" = purge ] && command -v deb-systemd-helper >/dev/null; then
+    deb-systemd-helper purge fledge.service >/dev/null || true
+    deb-systemd-helper unmask fledge.service >/dev/null || true
 fi
 SCRIPT
 chmod 755 "$root"/DEBIAN/p*

@@ -40,7 +40,21 @@ fi
 for config in "$work"/root/etc/fledge/fledge.toml "$work"/root/usr/share/fledge/boards/*.toml; do
     "${run[@]}" "$work/root/usr/bin/fledge" --config "$config" config show >/dev/null
 done
-if command -v bash >/dev/null; then bash -n "$work/root/usr/share/bash-completion/completions/fledge"; fi
+
+# What the machine's own tools say of the rest; those it lacks are named.
+check() { # check TOOL COMMAND...
+    if command -v "$1" >/dev/null; then "${@:2}"; else echo "$arch: no $1 here to check with"; fi
+}
+share=$work/root/usr/share
+bash -n "$share/bash-completion/completions/fledge"
+check zsh zsh -n "$share/zsh/vendor-completions/_fledge"
+check fish fish --no-execute "$share/fish/vendor_completions.d/fledge.fish"
+for page in "$share"/man/man1/*.1.gz; do
+    said=$(check man man --warnings -E UTF-8 -Tutf8 -Z -l "$page" 2>&1 >/dev/null)
+    [ -z "$said" ] || fail "$page: $said"
+done
+sed "s|^ExecStart=|&$work/root|" "$work/root/usr/lib/systemd/system/fledge.service" >"$work/fledge.service"
+check systemd-analyze systemd-analyze verify --man=no "$work/fledge.service"
 if ! command -v lintian >/dev/null && [ "$(id -u)" = 0 ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends lintian >/dev/null
 fi

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{Progress, Stage};
@@ -109,6 +109,8 @@ pub struct Cooled<'a> {
     /// Steps of the current stage that are not done yet.
     left: AtomicUsize,
     looked: Mutex<Option<Instant>>,
+    /// Whether it was said that no sensor answers.
+    blind: AtomicBool,
     pause: fn(Duration),
 }
 
@@ -129,12 +131,14 @@ impl<'a> Cooled<'a> {
             ceiling,
             left: AtomicUsize::new(0),
             looked: Mutex::new(None),
+            blind: AtomicBool::new(false),
             pause: std::thread::sleep,
         }
     }
 
     /// Returns once the processor is below the ceiling; says so when it has to wait, and again
     /// every minute. `meanwhile` is called twice a second, and ends the wait by answering false.
+    /// Where no sensor answers there is no wait, which is said once.
     pub fn wait(&self, mut meanwhile: impl FnMut() -> bool) {
         // Threads that arrive while another waits, wait here with it.
         let mut looked = self.looked.lock().unwrap_or_else(|e| e.into_inner());
@@ -144,7 +148,14 @@ impl<'a> Cooled<'a> {
         let Ceiling(ceiling) = self.ceiling;
         let mut bound = ceiling;
         let mut since_said = REMINDER;
-        while let Some(celsius) = self.thermometer.celsius().filter(|&now| now > bound) {
+        let mut now = self.thermometer.celsius();
+        if now.is_none() && !self.blind.swap(true, Ordering::Relaxed) {
+            self.progress.warn(&format!(
+                "the thermal ceiling of {ceiling:.1} °C is not kept: no sensor of the kernel's \
+                 thermal zones answers"
+            ));
+        }
+        while let Some(celsius) = now.filter(|&now| now > bound) {
             if since_said >= REMINDER {
                 self.progress.warn(&format!(
                     "the processor is at {celsius:.1} °C and the ceiling is {ceiling:.1} °C: \
@@ -159,6 +170,7 @@ impl<'a> Cooled<'a> {
             if !meanwhile() {
                 break;
             }
+            now = self.thermometer.celsius();
         }
         *looked = Some(Instant::now());
     }
@@ -187,6 +199,10 @@ impl Progress for Cooled<'_> {
 
     fn warn(&self, warning: &str) {
         self.progress.warn(warning);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.progress.cancelled()
     }
 }
 
@@ -238,6 +254,29 @@ mod tests {
         fn warn(&self, warning: &str) {
             self.warnings.lock().unwrap().push(warning.to_owned());
         }
+        fn cancelled(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn work_under_a_ceiling_can_be_cancelled() {
+        let told = Told::default();
+        assert!(Cooled::new(&told, Thermometer::default(), Ceiling(50.0)).cancelled());
+    }
+
+    #[test]
+    fn a_ceiling_that_cannot_be_kept_is_said_once() {
+        let told = Told::default();
+        let mut cooled = Cooled::new(&told, Thermometer::default(), Ceiling(50.0));
+        cooled.pause = |_| unreachable!("there is nothing to wait for");
+        for _ in 0..3 {
+            *cooled.looked.lock().unwrap() = None;
+            cooled.wait(|| true);
+        }
+        let warnings = told.warnings.lock().unwrap();
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("50.0 °C is not kept"), "{warnings:?}");
     }
 
     #[test]

@@ -1,9 +1,12 @@
-//! What a limit on address space asks of the process itself.
+//! What a limit on memory asks of the process: fewer heaps, and work that is refused before it
+//! begins rather than ended midway.
 
 use std::env;
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use fledge::board::Machine;
+use fledge::board::{Machine, TooLittleMemory};
 
 /// What tells the C library how many heaps to keep.
 const HEAPS: &str = "MALLOC_ARENA_MAX";
@@ -30,3 +33,59 @@ pub fn keep_one_heap_under_a_limit() {
 
 #[cfg(not(unix))]
 pub fn keep_one_heap_under_a_limit() {}
+
+/// What memory is wanted for.
+#[derive(Debug, Clone, Copy)]
+pub enum Work {
+    Learning {
+        threads: usize,
+        /// Bytes.
+        budget: usize,
+    },
+    Using {
+        threads: usize,
+        /// Images in work at a time.
+        at_once: usize,
+    },
+}
+
+const MIB: u64 = 1 << 20;
+
+impl Work {
+    /// Bytes of heap and stacks besides a state of `state` bytes, which counts in the budget of
+    /// learning. Measured with the default model and rounded up, see firmware-config/README.md.
+    fn heap(self, state: u64) -> u64 {
+        match self {
+            // Images are encoded before training begins.
+            Self::Learning { threads, budget } => {
+                20 * MIB + (12 * MIB * threads as u64).max(budget as u64)
+            }
+            Self::Using { threads, at_once } => {
+                6 * MIB + 2 * MIB * threads as u64 + 6 * MIB * at_once as u64 + state
+            }
+        }
+    }
+}
+
+/// Says now, rather than being ended midway, that a memory limit does not suffice for `work` with
+/// the model in the file `weights`, which gets mapped, and what was read from the file `state`.
+pub fn foresee(work: Work, weights: &Path, state: &Path) -> Result<(), TooLittleMemory> {
+    check(bytes(weights), work.heap(bytes(state)))
+}
+
+/// The same for reading the state file `state`, whose bytes are held beside what is made of them.
+pub fn foresee_reading(state: &Path) -> Result<(), TooLittleMemory> {
+    check(0, 2 * bytes(state) + 2 * MIB)
+}
+
+/// A file that is not there is an error of its own, and needs no memory.
+fn bytes(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |file| file.len())
+}
+
+fn check(mapped: u64, heap: u64) -> Result<(), TooLittleMemory> {
+    match Machine::here().memory_limit() {
+        Some(limit) => limit.check(mapped, heap),
+        None => Ok(()),
+    }
+}

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use fledge::board::Machine;
 use fledge::data::Skipped;
 use fledge::eval::PeakHeap;
 use fledge::head::TaskId;
@@ -21,6 +20,7 @@ use fledge::{LearnSettings, Learner, Progress, Stage};
 
 use super::demo::story::Board;
 use super::heap::Counted;
+use super::memory::{self, Work};
 use super::output::{
     Answer, BenchReport, Candidate, ClassScore, ClassifiedImage, ClassifyReport, ForgetReport,
     LearnReport, ModelCheckReport, ModelGetReport, ModelVerdict, PlanReport, ScoreReport,
@@ -90,11 +90,15 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
     state::check_writable(&settings.state)?;
     let store = ModelStore::at(&settings.home);
     let threads = settings.threads.get();
+    let work = Work::Learning {
+        threads,
+        budget: settings.budget,
+    };
     let (mut learner, revision) = match state::open(&settings.state) {
         Ok((knowledge, revision)) => {
             refuse_changes(settings, &knowledge)?;
             let name = &knowledge.model.name;
-            check_memory(&store, name, settings.threads, settings.budget)?;
+            memory::foresee(work, &store.path(name)?, &settings.state)?;
             let weights = store.open(Some(name))?;
             (Learner::resume(weights, knowledge, threads)?, revision)
         }
@@ -103,7 +107,7 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
             let name = name
                 .or_else(|| settings.preferred.model.clone())
                 .unwrap_or_else(|| Description::default_model().name);
-            check_memory(&store, &name, settings.threads, settings.budget)?;
+            memory::foresee(work, &store.path(&name)?, &settings.state)?;
             let weights = store.open(Some(&name))?;
             let depth = weights.geometry().depth;
             let learner = Learner::new(weights, &name, &setup(settings, depth), threads)?;
@@ -262,34 +266,21 @@ fn refuse_changes(settings: &settings::Learn, knowledge: &Knowledge) -> anyhow::
     Ok(())
 }
 
-/// Least bytes of heap that a command takes besides what training does, and of each thread's stack.
-const HEAP: u64 = 22 << 20;
-const STACK: u64 = 2 << 20;
-
-/// Says now, rather than being ended midway, that a memory limit cannot be met: the weights are
-/// mapped, and `more` bytes are needed beyond what any command takes.
-fn check_memory(
-    store: &ModelStore,
-    model: &str,
+/// Opens what was learned, to use it on `at_once` images together.
+pub fn open(
+    home: &Path,
+    state: &Path,
     threads: NonZeroUsize,
-    more: usize,
-) -> anyhow::Result<()> {
-    let Some(limit) = Machine::here().memory_limit() else {
-        return Ok(());
-    };
-    // A model that is not there is an error of its own.
-    let weights = fs::metadata(store.path(model)?).map_or(0, |file| file.len());
-    limit.check(weights, HEAP + STACK * threads.get() as u64 + more as u64)?;
-    Ok(())
-}
-
-/// Opens what was learned, to use it.
-pub fn open(home: &Path, state: &Path, threads: NonZeroUsize) -> anyhow::Result<Learner> {
+    at_once: usize,
+) -> anyhow::Result<Learner> {
+    let threads = threads.get();
+    memory::foresee_reading(state)?;
     let (knowledge, _) = state::read::<Knowledge>(state)?;
     let store = ModelStore::at(home);
-    check_memory(&store, &knowledge.model.name, threads, 0)?;
-    let weights = store.open(Some(&knowledge.model.name))?;
-    Ok(Learner::resume(weights, knowledge, threads.get())?)
+    let name = &knowledge.model.name;
+    memory::foresee(Work::Using { threads, at_once }, &store.path(name)?, state)?;
+    let weights = store.open(Some(name))?;
+    Ok(Learner::resume(weights, knowledge, threads)?)
 }
 
 /// Files that were meant as images and could not be used.
@@ -298,7 +289,8 @@ fn losses(skipped: &[Skipped]) -> usize {
 }
 
 pub fn score(settings: &settings::Score, progress: &dyn Progress) -> anyhow::Result<ScoreReport> {
-    let learner = open(&settings.home, &settings.state, settings.threads)?;
+    let threads = settings.threads;
+    let learner = open(&settings.home, &settings.state, threads, threads.get())?;
     let report = learner.score(&settings.task, settings.reject, progress)?;
     for lost in report.skipped.iter().filter(|s| s.reason.is_loss()) {
         progress.warn(&format!("skipped: {lost}"));
@@ -332,7 +324,7 @@ pub fn classify(
     settings: &settings::Classify,
     progress: &dyn Progress,
 ) -> anyhow::Result<ClassifyReport> {
-    let learner = open(&settings.home, &settings.state, settings.threads)?;
+    let learner = open(&settings.home, &settings.state, settings.threads, 1)?;
     let recogniser = learner.recogniser()?.rejecting(settings.reject)?;
     let mut session = recogniser.session();
     progress.begin(Stage::Score, settings.images.len());

@@ -93,7 +93,7 @@ pub fn run(
 ) -> anyhow::Result<Outcome> {
     let stop = stop_on_signals()?;
     let stopped = || stop.load(Ordering::Relaxed);
-    let learner = open(&settings.home, &settings.state, settings.threads)?;
+    let learner = open(&settings.home, &settings.state, settings.threads, 1)?;
     let recogniser = learner.recogniser()?.rejecting(settings.reject)?;
     let mut session = recogniser.session();
     let cooled = settings

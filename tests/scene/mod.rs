@@ -41,6 +41,7 @@ impl Scene {
             .args(arguments)
             .current_dir(self.folder.path())
             .env_remove("FLEDGE_STATE")
+            .env_remove("FLEDGE_CONFIG")
             .env("FLEDGE_HOME", self.path("home"))
             .stdin(Stdio::null())
             .output()

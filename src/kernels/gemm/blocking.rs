@@ -29,7 +29,15 @@ pub(super) struct Tile {
     pub packed: *mut f32,
     /// Any address: what to fetch while the tile is computed, and floats to go on by every four
     /// steps.
+    #[cfg_attr(
+        target_arch = "aarch64",
+        expect(dead_code, reason = "NEON fetches B itself")
+    )]
     pub ahead: *const f32,
+    #[cfg_attr(
+        target_arch = "aarch64",
+        expect(dead_code, reason = "NEON fetches B itself")
+    )]
     pub ahead_step: usize,
     pub c: *mut f32,
     pub c_row: usize,

@@ -169,6 +169,15 @@ proptest! {
     }
 }
 
+/// What the tests above hold to the naive product is then what runs.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn on_aarch64_products_run_on_neon() {
+    let names: Vec<&str> = Kernel::available().map(Kernel::name).collect();
+    assert_eq!(names, ["neon"]);
+    assert_eq!(Kernel::chosen().map(Kernel::name), Some("neon"));
+}
+
 #[test]
 fn the_shapes_of_a_vision_transformer_agree_with_the_naive_product() {
     for (m, k, n) in [
