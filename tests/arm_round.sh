@@ -48,17 +48,21 @@ cp tests/fixtures/onnx/timm_vit_opset14.onnx "$work/small.onnx"
 on_arm model get --from "$work/small.onnx"
 mv "$FLEDGE_HOME" "$work/home.arm"
 "$host" model get --from "$work/small.onnx"
-diff -r "$FLEDGE_HOME" "$work/home.arm" && echo "ARM imports the same model file"
+diff -r "$FLEDGE_HOME" "$work/home.arm"
+echo "ARM imports the same model file"
 
 small=(--model small --resolution 28 --adapt-blocks 1)
 "$host" learn --task "$work/birds" --state "$work/host.fledge" "${small[@]}" --epochs 2
-right on_arm birds "$work/host.fledge" && echo "ARM knows what this machine learned"
+right on_arm birds "$work/host.fledge"
+echo "ARM knows what this machine learned"
 rewritten "$work/host.fledge" firmware-config/build.sh "$target" test
 
 cp "$work/host.fledge" "$work/arm.fledge"
 on_arm learn --task "$work/fish" --state "$work/arm.fledge" --epochs 1
-right on_arm fish "$work/arm.fledge" && right on_arm birds "$work/arm.fledge"
-right "$host" fish "$work/arm.fledge" && echo "this machine knows what ARM learned"
+right on_arm fish "$work/arm.fledge"
+right on_arm birds "$work/arm.fledge"
+right "$host" fish "$work/arm.fledge"
+echo "this machine knows what ARM learned"
 rewritten "$work/arm.fledge" cargo test --locked
 
 on_arm forget --class trout --state "$work/arm.fledge"
