@@ -132,6 +132,29 @@ impl Product {
             });
             prop_assert!(close(&got), "{}: {:?}", kernel.name(), product);
         }
+        if !product.transposed[1] {
+            let bias = values(self.n, 4);
+            let biased = |gap: usize, c: &mut [f32]| {
+                for row in c.chunks_mut((self.n + gap).max(1)).take(self.m) {
+                    let cols = self.n.min(row.len());
+                    row[..cols].copy_from_slice(&bias[..cols]);
+                }
+            };
+            let want = product.run(|_, a, b, _, c| {
+                biased(product.gaps[2], c.data);
+                matmul_naive(1.0, a, b, 1.0, c);
+            });
+            for kernel in Kernel::available() {
+                let got = product.run(|_, a, _, _, c| {
+                    kernel.multiply_panels_biased(a, panels, &bias, c);
+                });
+                let close = got
+                    .iter()
+                    .zip(&want)
+                    .all(|(got, want)| (got - want).abs() <= tolerance);
+                prop_assert!(close, "{} with bias: {:?}", kernel.name(), product);
+            }
+        }
         let got = product.run(|_, a, _, beta, c| match product.transposed[1] {
             false => matmul_panels_portable(a, panels, beta, c),
             true => matmul_panels_t_portable(a, panels.t(), beta, c),
