@@ -42,7 +42,7 @@ const DEPTH: usize = STEPS * STEP;
 const B_STEPS: usize = 3;
 const B_DEPTH: usize = B_STEPS * STEP;
 /// Most rows of A that are split at a time: they stay in the second-level cache.
-const ROWS: usize = 160;
+const ROWS: usize = 320;
 
 const A_STEP: usize = PARTS * TILE_LEN;
 const B_STEP: usize = 2 * PARTS * TILE_LEN;

@@ -252,6 +252,7 @@ fn storage_between_the_rows_of_c_is_left_alone() {
 fn a_row_of_the_result_does_not_depend_on_the_rows_beside_it() {
     let (k, n) = (700, 150);
     let (a, b) = (values(170 * k, 1), values(k * n, 2));
+    let panels = Panels::pack(&b, k, n);
     for kernel in Kernel::available() {
         let product = |rows: usize| {
             let mut c = vec![0.0; rows * n];
@@ -264,9 +265,19 @@ fn a_row_of_the_result_does_not_depend_on_the_rows_beside_it() {
             );
             c
         };
-        let all = product(170);
+        let frozen = |rows: usize| {
+            let mut c = vec![0.0; rows * n];
+            let (a, b) = (
+                MatRef::new(&a[..rows * k], rows, k),
+                Panels::new(&panels, k, n),
+            );
+            kernel.multiply_panels(a, b, 0.0, MatMut::new(&mut c, rows, n));
+            c
+        };
+        let (all, all_frozen) = (product(170), frozen(170));
         for rows in [1, 5, 14, 29, 65] {
             assert_eq!(product(rows), all[..rows * n], "{}", kernel.name());
+            assert_eq!(frozen(rows), all_frozen[..rows * n], "{}", kernel.name());
         }
     }
 }
