@@ -1,14 +1,14 @@
 //! Products of dense rows with a frozen weight matrix.
 
-use super::matmul::{MatMut, MatRef, matmul_panels, matmul_panels_t};
+use super::matmul::{MatMut, MatRef, matmul_panels, matmul_panels_biased, matmul_panels_t};
 use super::panels::{Panels, PanelsT};
 
 /// `y = x W + bias`: x `[rows, in]`, W `[in, out]`, bias `[out]`, y `[rows, out]`.
 pub fn linear(x: &[f32], weight: Panels<'_>, bias: &[f32], y: &mut [f32]) {
-    for row in y.chunks_exact_mut(bias.len()) {
-        row.copy_from_slice(bias);
-    }
-    product(x, weight, 1.0, y);
+    let (inner, out) = (weight.rows(), weight.cols());
+    let rows = x.len() / inner;
+    let x = MatRef::new(x, rows, inner);
+    matmul_panels_biased(x, weight, bias, MatMut::new(y, rows, out));
 }
 
 /// `y += bias` on every row: y `[rows, out]`, bias `[out]`.

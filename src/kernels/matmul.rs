@@ -107,6 +107,17 @@ impl<'a> MatMut<'a> {
             row_stride,
         }
     }
+
+    /// Makes every row a copy of `row`.
+    ///
+    /// # Panics
+    /// When it has another length than a row.
+    pub(super) fn fill_rows(&mut self, row: &[f32]) {
+        assert_eq!(row.len(), self.cols, "matrix shapes do not agree");
+        for to in self.data.chunks_mut(self.row_stride).take(self.rows) {
+            to[..self.cols].copy_from_slice(row);
+        }
+    }
 }
 
 fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
@@ -135,6 +146,21 @@ pub fn matmul_panels(a: MatRef<'_>, b: Panels<'_>, beta: f32, c: MatMut<'_>) {
     match Kernel::chosen() {
         Some(kernel) => kernel.multiply_panels(a, b, beta, c),
         None => matmul_panels_portable(a, b, beta, c),
+    }
+}
+
+/// `C = A B + bias` with A `[m, k]`, B `[k, n]` in panels, bias `[n]` on every row, C `[m, n]`, which
+/// is not read.
+///
+/// # Panics
+/// When the shapes do not agree.
+pub fn matmul_panels_biased(a: MatRef<'_>, b: Panels<'_>, bias: &[f32], mut c: MatMut<'_>) {
+    match Kernel::chosen() {
+        Some(kernel) => kernel.multiply_panels_biased(a, b, bias, c),
+        None => {
+            c.fill_rows(bias);
+            matmul_panels_portable(a, b, 1.0, c);
+        }
     }
 }
 

@@ -381,23 +381,34 @@ fn mlp_backward(
         let (x1, rest) = workspace.split_at_mut(n * dim);
         let (normed, rest) = rest.split_at_mut(n * dim);
 
-        match middle {
-            Middle::Input(x) => residual(weights, &x[of_tile], attended, x1),
-            Middle::Kept(kept, _) => x1.copy_from_slice(&kept[of_tile]),
-        }
+        let x1 = match middle {
+            Middle::Input(x) => {
+                residual(weights, &x[of_tile], attended, x1);
+                &*x1
+            }
+            Middle::Kept(kept, _) => &kept[of_tile],
+        };
         norm2(shape, weights, x1, normed, mean, rstd);
         let d_normed = attended;
         for columns in shape.mlp_column_tiles() {
             let (fc1, fc1_bias, fc2) = mlp_weights(weights, &columns);
             let (hidden, rest) = rest.split_at_mut(n * columns.len());
             let d_hidden = &mut rest[..n * columns.len()];
-            match middle {
-                Middle::Input(_) => linear(normed, fc1, fc1_bias, hidden),
-                Middle::Kept(_, kept) => {
-                    let kept = &kept[row * shape.hidden..];
-                    kept::load_columns(kept, shape.hidden, &columns, hidden);
+            let hidden = match middle {
+                Middle::Input(_) => {
+                    linear(normed, fc1, fc1_bias, hidden);
+                    &*hidden
                 }
-            }
+                Middle::Kept(_, kept) => {
+                    let kept = &kept[row * shape.hidden..][..n * shape.hidden];
+                    if columns.len() == shape.hidden {
+                        kept
+                    } else {
+                        kept::load_columns(kept, shape.hidden, &columns, hidden);
+                        &*hidden
+                    }
+                }
+            };
             product_backward(d, fc2.t(), 0.0, d_hidden);
             match shape.activation {
                 Activation::Gelu => gelu_backward(hidden, d_hidden),

@@ -15,6 +15,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     block_rows: 192,
     tile: |rows, vectors, pack| TILES[usize::from(pack)][vectors - 1][rows - 1],
     pack_transposed: pack,
+    frozen: None,
 };
 
 const ROWS: usize = 6;

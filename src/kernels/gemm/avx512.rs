@@ -6,7 +6,9 @@ use super::vector::{Vector, pack_transposed};
 use super::{Kernel, broadcast};
 use std::arch::x86_64::*;
 
-pub(super) static KERNEL: Kernel = Kernel {
+pub(super) static KERNEL: Kernel = VECTORS_ONLY;
+
+pub(super) const VECTORS_ONLY: Kernel = Kernel {
     name: "avx512",
     lanes: 16,
     rows: ROWS,
@@ -16,6 +18,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     block_rows: 512,
     tile: |rows, vectors, pack| TILES[usize::from(pack)][vectors - 1][rows - 1],
     pack_transposed: pack,
+    frozen: None,
 };
 
 const ROWS: usize = 14;

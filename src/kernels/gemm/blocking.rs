@@ -15,7 +15,9 @@ use std::ops::Range;
 /// - `a + r * a_row + p * a_col` is readable for all `r < R`, `p < depth`;
 /// - `b + p * b_row + j` is readable for all `p < depth` and `j < cols`, without packing for all
 ///   `j < V * L`;
-/// - `c + r * c_row + j` is writable for all `r < R`, `j < cols`, and initialised unless `beta` is 0;
+/// - `c + r * c_row + j` is writable for all `r < R`, `j < cols`, and initialised where `alpha` is not
+///   1 and `beta` not 0;
+/// - `from + r * from_row + j` is readable for them where `alpha` is 1 and `beta` is not 0;
 /// - `packed`, with packing, has room for `depth * V * L` floats: B's rows are left there, zero
 ///   past `cols`.
 pub(super) struct Tile {
@@ -39,6 +41,9 @@ pub(super) struct Tile {
         expect(dead_code, reason = "NEON fetches B itself")
     )]
     pub ahead_step: usize,
+    /// What `beta` is multiplied with where `alpha` is 1: C itself, or a row for all its rows.
+    pub from: *const f32,
+    pub from_row: usize,
     pub c: *mut f32,
     pub c_row: usize,
     pub alpha: f32,
@@ -67,14 +72,18 @@ const SHARED_PRODUCTS: usize = 4 << 20;
 #[repr(align(64))]
 struct Panel(MaybeUninit<[f32; PANEL]>);
 
-/// Bytes of stack a product takes for its packed panel, in each thread that runs one.
+/// Bytes of stack a product takes at most, in each thread that runs one.
 pub const fn scratch_bytes() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if super::amx::SCRATCH > size_of::<Panel>() {
+        return super::amx::SCRATCH;
+    }
     size_of::<Panel>()
 }
 
 /// Cuts `total` into as few parts of at most `most` as it takes, as even as can be: start and
 /// length of each.
-fn parts(total: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn parts(total: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = total.div_ceil(most);
     (0..count).map(move |i| {
         let (start, end) = (i * total / count, (i + 1) * total / count);
@@ -134,7 +143,25 @@ impl Kernel {
             data: b.data().as_ptr(),
             order: Order::Panels(b.stride()),
         };
-        self.multiply_frozen(a, right, (b.rows(), b.cols()), beta, c);
+        self.multiply_frozen(a, right, (b.rows(), b.cols()), Start::C(beta), c);
+    }
+
+    /// `C = A B + bias` with A `[m, k]`, B `[k, n]` in panels, bias `[n]` on every row, C `[m, n]`.
+    ///
+    /// # Panics
+    /// When the shapes do not agree.
+    pub fn multiply_panels_biased(
+        &self,
+        a: MatRef<'_>,
+        b: Panels<'_>,
+        bias: &[f32],
+        c: MatMut<'_>,
+    ) {
+        let right = Right {
+            data: b.data().as_ptr(),
+            order: Order::Panels(b.stride()),
+        };
+        self.multiply_frozen(a, right, (b.rows(), b.cols()), Start::Bias(bias), c);
     }
 
     /// `C = A B^T + beta C` with A `[m, k]`, B `[n, k]` in panels, C `[m, n]`; with `beta` 0, C is not
@@ -148,7 +175,7 @@ impl Kernel {
             data: b.data().as_ptr(),
             order: Order::PanelsTransposed(b.stride()),
         };
-        self.multiply_frozen(a, right, (b.cols(), b.rows()), beta, c);
+        self.multiply_frozen(a, right, (b.cols(), b.rows()), Start::C(beta), c);
     }
 
     fn multiply_frozen(
@@ -156,8 +183,8 @@ impl Kernel {
         a: MatRef<'_>,
         right: Right,
         (inner, cols): (usize, usize),
-        beta: f32,
-        c: MatMut<'_>,
+        start: Start<'_>,
+        mut c: MatMut<'_>,
     ) {
         assert!(
             a.cols == inner && a.rows == c.rows && cols == c.cols,
@@ -166,14 +193,29 @@ impl Kernel {
         if a.rows == 0 || cols == 0 {
             return;
         }
+        let (beta, bias) = match start {
+            Start::C(beta) => (beta, None),
+            Start::Bias(bias) => (1.0, Some(bias)),
+        };
         if inner == 0 {
+            if let Some(bias) = bias {
+                c.fill_rows(bias);
+                return;
+            }
             return scale(beta, c);
         }
-        self.job(a, right, beta, c).run(cols);
+        let mut job = self.job(a, right, beta, c);
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), cols, "matrix shapes do not agree");
+            (job.from, job.from_row) = (bias.as_ptr(), 0);
+        }
+        job.serial = self.frozen.unwrap_or(job.serial);
+        job.run(cols);
     }
 
     /// `C = A B + beta C`, the shapes being checked.
     fn job(&self, a: MatRef<'_>, b: Right, beta: f32, c: MatMut<'_>) -> Job<'_> {
+        let (row, c) = (c.row_stride, c.data.as_mut_ptr());
         Job {
             kernel: self,
             depth: self.depth,
@@ -183,30 +225,49 @@ impl Kernel {
             a_row: a.row_stride,
             a_col: a.col_stride,
             b,
-            c: c.data.as_mut_ptr(),
-            c_row: c.row_stride,
+            from: c,
+            from_row: row,
+            c,
+            c_row: row,
             alpha: 1.0,
             beta,
+            // SAFETY: the contracts are the same.
+            serial: |job, columns| unsafe { job.blocks(columns) },
         }
     }
 }
 
+/// What the sums of a product start from.
+#[derive(Clone, Copy)]
+enum Start<'a> {
+    /// So many times what C holds.
+    C(f32),
+    /// The same row for all.
+    Bias(&'a [f32]),
+}
+
 /// A whole product, of which threads take columns.
 #[derive(Clone, Copy)]
-struct Job<'k> {
-    kernel: &'k Kernel,
+pub(super) struct Job<'k> {
+    pub kernel: &'k Kernel,
     depth: usize,
-    rows: usize,
-    inner: usize,
-    a: *const f32,
-    a_row: usize,
-    a_col: usize,
-    b: Right,
-    c: *mut f32,
-    c_row: usize,
+    pub rows: usize,
+    pub inner: usize,
+    pub a: *const f32,
+    pub a_row: usize,
+    pub a_col: usize,
+    pub b: Right,
+    pub from: *const f32,
+    pub from_row: usize,
+    pub c: *mut f32,
+    pub c_row: usize,
     alpha: f32,
-    beta: f32,
+    pub beta: f32,
+    serial: ColumnsFn,
 }
+
+/// Computes some columns of a job on one thread, see [`Job::columns`].
+pub(super) type ColumnsFn = unsafe fn(&Job<'_>, Range<usize>);
 
 // SAFETY: A and B are only read, and every thread writes columns of C that no other has.
 unsafe impl Sync for Job<'_> {}
@@ -243,14 +304,27 @@ impl Job<'_> {
             );
             return;
         }
-        if columns.is_empty() {
-            return;
+        if !columns.is_empty() {
+            // SAFETY: the contract of this function.
+            unsafe { (self.serial)(self, columns) }
         }
+    }
+
+    /// [`Job::columns`] on one thread, in blocks of register tiles.
+    ///
+    /// # Safety
+    /// As for [`Job::columns`].
+    unsafe fn blocks(&self, columns: Range<usize>) {
         let mut panel = Panel(MaybeUninit::uninit());
         for (row, rows) in parts(self.rows, self.kernel.block_rows) {
             for (p, depth) in parts(self.inner, self.depth) {
                 // SAFETY: the contract of this function, for a block inside its elements.
                 unsafe {
+                    let c = self.c.add(row * self.c_row);
+                    let (from, from_row, beta) = match p {
+                        0 => (self.from.add(row * self.from_row), self.from_row, self.beta),
+                        _ => (c.cast_const(), self.c_row, 1.0),
+                    };
                     let block = Block {
                         kernel: self.kernel,
                         rows,
@@ -261,10 +335,12 @@ impl Job<'_> {
                         a_row: self.a_row,
                         a_col: self.a_col,
                         b: self.b,
-                        c: self.c.add(row * self.c_row),
+                        from,
+                        from_row,
+                        c,
                         c_row: self.c_row,
                         alpha: self.alpha,
-                        beta: if p == 0 { self.beta } else { 1.0 },
+                        beta,
                     };
                     block.multiply(panel.0.as_mut_ptr().cast());
                 }
@@ -293,6 +369,8 @@ struct Block<'a> {
     a_row: usize,
     a_col: usize,
     b: Right,
+    from: *const f32,
+    from_row: usize,
     c: *mut f32,
     c_row: usize,
     alpha: f32,
@@ -353,6 +431,8 @@ impl Block<'_> {
                         ahead: ahead
                             .wrapping_add(i.min(TILES_AHEAD) * (self.depth / 4) * ahead_step),
                         ahead_step: if i < TILES_AHEAD { ahead_step } else { 0 },
+                        from: self.from.add(row * self.from_row + col),
+                        from_row: self.from_row,
                         c: self.c.add(row * self.c_row + col),
                         c_row: self.c_row,
                         alpha: self.alpha,

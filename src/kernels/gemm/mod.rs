@@ -8,9 +8,13 @@
 //! vectors of B it loads anyway, and the others read that copy. A transposed B is packed before the
 //! first tile. Nothing is allocated on the heap.
 //!
+//! Frozen matrices go through the tile unit where there is one (`amx.rs`).
+//!
 //! An element of C sums over k in order, started from C itself where `alpha` is 1, so a row of the
 //! result is the same to the bit whatever rows are multiplied beside it.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -25,7 +29,7 @@ mod right;
 mod tests;
 mod vector;
 
-use blocking::{PackFn, TileFn};
+use blocking::{ColumnsFn, PackFn, TileFn};
 use std::sync::OnceLock;
 
 pub use blocking::scratch_bytes;
@@ -52,10 +56,12 @@ pub struct Kernel {
     block_rows: usize,
     tile: fn(rows: usize, vectors: usize, pack: bool) -> TileFn,
     pack_transposed: PackFn,
+    /// What runs products with frozen matrices, where something is faster than the tiles.
+    frozen: Option<ColumnsFn>,
 }
 
 impl Kernel {
-    /// The instruction set: `avx512`, `avx2` or `neon`.
+    /// The instruction set: `amx`, `avx512`, `avx2` or `neon`.
     pub fn name(&self) -> &'static str {
         self.name
     }
@@ -70,6 +76,7 @@ impl Kernel {
     pub fn available() -> impl Iterator<Item = &'static Self> {
         #[cfg(target_arch = "x86_64")]
         let known = [
+            amx::is_available().then_some(&amx::KERNEL),
             is_x86_feature_detected!("avx512f").then_some(&avx512::KERNEL),
             (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
                 .then_some(&avx2::KERNEL),

@@ -17,6 +17,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     block_rows: 128,
     tile: |rows, vectors, pack| TILES[usize::from(pack)][vectors - 1][rows - 1],
     pack_transposed: pack,
+    frozen: None,
 };
 
 const ROWS: usize = 8;

@@ -132,6 +132,29 @@ impl Product {
             });
             prop_assert!(close(&got), "{}: {:?}", kernel.name(), product);
         }
+        if !product.transposed[1] {
+            let bias = values(self.n, 4);
+            let biased = |gap: usize, c: &mut [f32]| {
+                for row in c.chunks_mut((self.n + gap).max(1)).take(self.m) {
+                    let cols = self.n.min(row.len());
+                    row[..cols].copy_from_slice(&bias[..cols]);
+                }
+            };
+            let want = product.run(|_, a, b, _, c| {
+                biased(product.gaps[2], c.data);
+                matmul_naive(1.0, a, b, 1.0, c);
+            });
+            for kernel in Kernel::available() {
+                let got = product.run(|_, a, _, _, c| {
+                    kernel.multiply_panels_biased(a, panels, &bias, c);
+                });
+                let close = got
+                    .iter()
+                    .zip(&want)
+                    .all(|(got, want)| (got - want).abs() <= tolerance);
+                prop_assert!(close, "{} with bias: {:?}", kernel.name(), product);
+            }
+        }
         let got = product.run(|_, a, _, beta, c| match product.transposed[1] {
             false => matmul_panels_portable(a, panels, beta, c),
             true => matmul_panels_t_portable(a, panels.t(), beta, c),
@@ -238,6 +261,7 @@ fn storage_between_the_rows_of_c_is_left_alone() {
 fn a_row_of_the_result_does_not_depend_on_the_rows_beside_it() {
     let (k, n) = (700, 150);
     let (a, b) = (values(170 * k, 1), values(k * n, 2));
+    let panels = Panels::pack(&b, k, n);
     for kernel in Kernel::available() {
         let product = |rows: usize| {
             let mut c = vec![0.0; rows * n];
@@ -250,9 +274,19 @@ fn a_row_of_the_result_does_not_depend_on_the_rows_beside_it() {
             );
             c
         };
-        let all = product(170);
+        let frozen = |rows: usize| {
+            let mut c = vec![0.0; rows * n];
+            let (a, b) = (
+                MatRef::new(&a[..rows * k], rows, k),
+                Panels::new(&panels, k, n),
+            );
+            kernel.multiply_panels(a, b, 0.0, MatMut::new(&mut c, rows, n));
+            c
+        };
+        let (all, all_frozen) = (product(170), frozen(170));
         for rows in [1, 5, 14, 29, 65] {
             assert_eq!(product(rows), all[..rows * n], "{}", kernel.name());
+            assert_eq!(frozen(rows), all_frozen[..rows * n], "{}", kernel.name());
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) trait Vector: Copy {
 }
 
 /// Copies the transpose of `cols` rows of `depth` floats, `stride` apart, to `depth` rows of
-/// `width` floats, zero past `cols`. `width` is `cols` rounded up to whole vectors.
+/// `width` floats, zero past `cols`. `width` is a number of whole vectors, enough for `cols`.
 ///
 /// # Safety
 /// `from` is good for those reads and `to` for `depth * width` writes; the instruction set of `V`.
@@ -46,13 +46,12 @@ pub(super) unsafe fn pack_transposed<V: Vector>(
     width: usize,
 ) {
     for j in (0..width).step_by(V::LANES) {
-        let valid = (cols - j).min(V::LANES);
+        let valid = cols.saturating_sub(j).min(V::LANES);
         for p in (0..depth).step_by(V::LANES) {
             let deep = (depth - p).min(V::LANES);
-            // SAFETY: `j < cols` and `p < depth`, so both blocks start in bounds; a whole block is
-            // moved only where whole, an edge element by element.
+            // SAFETY: a whole block is moved only where whole, an edge element by element.
             unsafe {
-                let from = from.add(j * stride + p);
+                let from = from.wrapping_add(j * stride + p);
                 let to = to.add(p * width + j);
                 if valid == V::LANES && deep == V::LANES {
                     V::transpose(from, stride, to, width);
@@ -73,7 +72,7 @@ pub(super) unsafe fn pack_transposed<V: Vector>(
     }
 }
 
-/// The sums a tile starts from: zero, or `beta` times C where `alpha` is 1.
+/// The sums a tile starts from: zero, or `beta` times `from` where `alpha` is 1.
 ///
 /// Starting from C makes a sum over k the same to the bit however it is cut into steps.
 ///
@@ -85,18 +84,18 @@ pub(super) unsafe fn begin<V: Vector, const ROWS: usize, const VECTORS: usize>(
     t: &Tile,
     last: usize,
 ) -> [[V; VECTORS]; ROWS] {
-    // SAFETY: C is in bounds by the contract, and read only where `beta` says it is initialised.
+    // SAFETY: `from` is in bounds by the contract, and read only where `beta` says it is initialised.
     unsafe {
         let mut acc = [[V::splat(0.0); VECTORS]; ROWS];
         if t.alpha == 1.0 && t.beta != 0.0 {
             let (mask, beta) = (V::mask(last), V::splat(t.beta));
             for (r, row) in acc.iter_mut().enumerate() {
                 for (v, x) in row.iter_mut().enumerate() {
-                    let c = t.c.add(r * t.c_row + v * V::LANES);
+                    let from = t.from.add(r * t.from_row + v * V::LANES);
                     let old = if v + 1 < VECTORS {
-                        V::load(c)
+                        V::load(from)
                     } else {
-                        V::load_some(mask, c)
+                        V::load_some(mask, from)
                     };
                     *x = old.mul(beta);
                 }
