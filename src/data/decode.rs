@@ -302,8 +302,8 @@ impl Kind {
                 jpeg::Header::peek(reader, limits).map(Self::Jpeg)
             }
             Some(Content::Image(format)) => {
-                let reader = BufReader::new(reader().map_err(unreadable)?);
-                let (decoder, _) = decoder_of(format, reader, limits)?;
+                let mut reader = BufReader::new(reader().map_err(unreadable)?);
+                let (decoder, _) = decoder_of(format, &mut reader, limits)?;
                 let (width, height) = decoder.dimensions();
                 let pixels = width as usize * height as usize;
                 let decoded = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
@@ -343,7 +343,7 @@ impl Kind {
                     .map_err(unreadable)?;
                 jpeg::decode(&bytes, limits)
             }
-            Self::Other { format, .. } => decode_as(*format, BufReader::new(reader), limits),
+            Self::Other { format, .. } => decode_as(*format, &mut BufReader::new(reader), limits),
         }
     }
 }
@@ -411,12 +411,18 @@ fn check_length(bytes: u64, limits: &Limits) -> Result<(), Fault> {
     Ok(())
 }
 
+/// What the `image` crate reads from, behind a pointer: for every type of reader it would bring
+/// another copy of all its decoders.
+trait Source: BufRead + Seek {}
+
+impl<R: BufRead + Seek> Source for R {}
+
 /// A decoder for every format but JPEG, from the `image` crate, and what it may allocate.
-fn decoder_of<'r, R: BufRead + Seek + 'r>(
+fn decoder_of<'r>(
     format: ImageFormat,
-    reader: R,
+    reader: &'r mut dyn Source,
     limits: &Limits,
-) -> Result<(impl ImageDecoder + use<'r, R>, image::Limits), Fault> {
+) -> Result<(impl ImageDecoder + use<'r>, image::Limits), Fault> {
     let fault = |error: ImageError| fault_of(&error, format_name(format));
     let mut memory = image::Limits::default();
     memory.max_alloc = Some(limits.decoder_memory());
@@ -429,11 +435,7 @@ fn decoder_of<'r, R: BufRead + Seek + 'r>(
 }
 
 /// Every format but JPEG.
-fn decode_as(
-    format: ImageFormat,
-    reader: impl BufRead + Seek,
-    limits: &Limits,
-) -> Result<Rgb, Fault> {
+fn decode_as(format: ImageFormat, reader: &mut dyn Source, limits: &Limits) -> Result<Rgb, Fault> {
     let name = format_name(format);
     let fault = |error: ImageError| fault_of(&error, name);
     let (mut decoder, mut memory) = decoder_of(format, reader, limits)?;
