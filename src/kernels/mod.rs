@@ -13,4 +13,4 @@ pub mod panels;
 pub mod pool;
 mod simd;
 pub mod softmax;
-mod threads;
+pub(crate) mod threads;

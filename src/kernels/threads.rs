@@ -4,11 +4,51 @@
 //! that a kernel may be called from one thread of a pool or from all at once. A thread outside any
 //! pool works alone. What is computed does not depend on who computes it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 /// Threads that the caller's pool has.
 pub(super) fn at_hand() -> usize {
     match rayon::current_thread_index() {
         Some(_) => rayon::current_num_threads(),
         None => 1,
+    }
+}
+
+/// Longest that an idle thread stays awake for more work.
+const LINGER: Duration = Duration::from_micros(200);
+
+/// Runs `work` while idle threads of the pool stay awake for what it shares: to wake one takes as
+/// long as a small product. A thread without work for [`LINGER`] goes back to sleep.
+pub(crate) fn awake<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    let done = AtomicBool::new(false);
+    let work = || {
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        result
+    };
+    match at_hand() {
+        1 => work(),
+        threads => rayon::join(work, || stay(threads - 1, &done)).0,
+    }
+}
+
+/// Keeps so many threads awake until `done`.
+fn stay(threads: usize, done: &AtomicBool) {
+    if threads > 1 {
+        rayon::join(|| linger(done), || stay(threads - 1, done));
+    } else {
+        linger(done);
+    }
+}
+
+fn linger(done: &AtomicBool) {
+    let mut idle = Instant::now();
+    while !done.load(Ordering::Relaxed) && idle.elapsed() < LINGER {
+        match rayon::yield_now() {
+            Some(rayon::Yield::Executed) => idle = Instant::now(),
+            _ => std::hint::spin_loop(),
+        }
     }
 }
 
@@ -42,6 +82,23 @@ fn part(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nested_work_ends_whoever_stays_awake_for_it() {
+        use rayon::prelude::*;
+        for threads in [1, 2, 3, 5] {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            let sum: usize = pool.install(|| {
+                let work = |i| awake(|| rayon::join(|| i, || awake(|| 1)));
+                let pairs = (0..100).into_par_iter().map(work);
+                pairs.map(|(i, one)| i * one).sum()
+            });
+            assert_eq!(sum, 4950);
+        }
+    }
 
     #[test]
     fn shared_work_reaches_every_element_once() {

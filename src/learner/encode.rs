@@ -136,7 +136,7 @@ impl<'w> Encoder<'w> {
         &self,
         stream: Vec<f32>,
         pooled: &mut [f32],
-        mut reached: impl FnMut(&[f32], &[f32]),
+        mut reached: impl FnMut(&[f32], &[f32]) + Send,
     ) -> Result<(), PrefixError> {
         let geometry = self.weights.geometry();
         let (d, first_patch) = (geometry.dim, 1 + geometry.registers);

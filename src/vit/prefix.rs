@@ -14,6 +14,7 @@ use tract_onnx::tract_core::ops::math;
 
 use super::{Geometry, Pixels, Weights, positions};
 use crate::kernels::linear::product;
+use crate::kernels::threads;
 pub(crate) use step::MLP_ROWS;
 use step::{BlockStep, Part};
 
@@ -109,7 +110,7 @@ impl Prefix {
     pub fn run(
         &self,
         patches: &[f32],
-        at_boundary: impl FnMut(usize, &[f32]),
+        at_boundary: impl FnMut(usize, &[f32]) + Send,
     ) -> Result<(), PrefixError> {
         let one = 3 * self.resolution * self.resolution;
         let tokens = self.leading.len() + self.patch_offsets.len();
@@ -127,6 +128,14 @@ impl Prefix {
     /// # Errors
     /// When tract fails to run a block.
     pub fn run_embedded(
+        &self,
+        stream: Vec<f32>,
+        at_boundary: impl FnMut(usize, &[f32]) + Send,
+    ) -> Result<(), PrefixError> {
+        threads::awake(|| self.run_blocks(stream, at_boundary))
+    }
+
+    fn run_blocks(
         &self,
         mut stream: Vec<f32>,
         mut at_boundary: impl FnMut(usize, &[f32]),
