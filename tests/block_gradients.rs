@@ -176,7 +176,7 @@ fn run_with(
         &mut scratch,
     );
     let mut d_input = d_output.to_vec();
-    let mut scratch = vec![f32::NAN; scratch_len(shape)];
+    let mut scratch = vec![f32::NAN; scratch_len(shape, false)];
     let (basis, core) = (shape.dim * shape.rank, shape.rank * shape.rank);
     let mut six: Six = [basis, core, basis, basis, core, basis].map(|len| vec![0.0; len]);
     let mut gradients = gradients(&mut six);
@@ -249,7 +249,7 @@ fn output_and_gradients_equal_pytorch() {
         for (name, got) in SIX_NAMES.iter().zip(&got.adapters) {
             assert_close(name, got, of(&format!("d_{name}")));
         }
-        let after = |name| part(&buffers(&shape), &got.scratch, name);
+        let after = |name| part(&buffers(&shape, false), &got.scratch, name);
         assert_close("normed1", after("norm 1 output"), of("normed1"));
         assert_close("d_qkv", after("query, key, value"), of("d_qkv"));
         assert_close("d_normed1", after("attention output"), of("d_normed1"));
@@ -276,7 +276,7 @@ fn intermediates_of_the_forward_pass_equal_pytorch() {
             None,
             &mut scratch,
         );
-        let after = |name| part(&forward_buffers(&shape), &scratch, name);
+        let after = |name| part(&forward_buffers(&shape, false), &scratch, name);
         assert_close("qkv", after("query, key, value"), of("qkv"));
         let attended = after("norm 1 output, then attention output");
         assert_close("attended", attended, of("attended"));
@@ -386,7 +386,7 @@ fn without_the_input_gradient_the_adapters_still_get_theirs() {
     wanted.adapters[0] = AdapterGrad::default();
     wanted.adapters[2].da = None;
     wanted.adapters[2].db = None;
-    let mut scratch = vec![f32::NAN; scratch_len(&shape)];
+    let mut scratch = vec![f32::NAN; scratch_len(&shape, false)];
     let mut d = d_output.to_vec();
     backward(
         &shape,

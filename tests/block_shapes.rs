@@ -201,7 +201,7 @@ fn gradients(s: &BlockShape, t: &Tensors<f32>, d_output: &[f32]) -> Tensors<f32>
         }),
         input: true,
     };
-    let mut scratch = vec![f32::NAN; scratch_len(s)];
+    let mut scratch = vec![f32::NAN; scratch_len(s, false)];
     let adapters = adapters(s, t);
     backward(
         s,

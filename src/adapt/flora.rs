@@ -158,6 +158,17 @@ impl Adapters {
         self.prompts.copy_from_slice(&other.prompts);
     }
 
+    /// Goes only a share of the way from `base`, where a first task's B is zero, to what was learned:
+    /// `W_0 + share A B^T`, and the prompts likewise.
+    pub fn blend(&mut self, base: &Self, share: f32) {
+        for site in &mut self.sites {
+            site.b.iter_mut().for_each(|b| *b *= share);
+        }
+        for (now, old) in self.prompts.iter_mut().zip(&base.prompts) {
+            *now = old + share * (*now - old);
+        }
+    }
+
     /// Goes back to `other`, a [copy without bases](Adapters::without_bases), in everything but the
     /// bases.
     pub fn restore_all_but_bases(&mut self, other: &Self) {
@@ -357,6 +368,28 @@ mod tests {
             for (x, y) in product(site, 20, 4).iter().zip(before) {
                 assert!((x - y).abs() < 1e-5);
             }
+        }
+    }
+
+    #[test]
+    fn a_blend_lies_between_the_frozen_weights_and_the_learned_ones() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
+        let base = Adapters::new(8, 4, 0..2, &[Projection::Value], 1, &mut rng);
+        let mut learned = base.clone();
+        for site in &mut learned.sites {
+            let numbers = site.a.iter_mut().chain(&mut site.b);
+            numbers.for_each(|x| *x = rng.random_range(-1.0..1.0));
+        }
+        learned.prompts.fill(3.0);
+        let mut quarter = learned.clone();
+        quarter.blend(&base, 0.25);
+        for (site, whole) in quarter.sites.iter().zip(&learned.sites) {
+            for (x, whole) in product(site, 8, 4).iter().zip(product(whole, 8, 4)) {
+                assert!((x - 0.25 * whole).abs() < 1e-5, "{x} of {whole}");
+            }
+        }
+        for (x, old) in quarter.prompts.iter().zip(&base.prompts) {
+            assert!((x - (old + 0.25 * (3.0 - old))).abs() < 1e-6);
         }
     }
 

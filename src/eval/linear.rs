@@ -369,7 +369,7 @@ impl Lesson<'_> {
                     );
                 }
                 let gradient = parameters.chain(adapter_gradient, &mut chained);
-                adam.update(parameters.values_mut(), gradient, |i| match i {
+                parameters.update(adapters, &mut adam, gradient, |i| match i {
                     i if !trains(i) => 0.0,
                     i if i < prompts_start => fit.rate * rate,
                     _ => fit.prompt_rate * rate,

@@ -37,11 +37,22 @@ impl Adam {
         gradient: &[f32],
         rate: impl Fn(usize) -> f32,
     ) {
+        self.update_all([parameters], gradient, rate);
+    }
+
+    /// [`Adam::update`] of parameters that lie in several places, in the gradient's order.
+    pub fn update_all<'p>(
+        &mut self,
+        parameters: impl IntoIterator<Item = &'p mut [f32]>,
+        gradient: &[f32],
+        rate: impl Fn(usize) -> f32,
+    ) {
         self.step = self.step.saturating_add(1);
         let correct1 = 1.0 - BETA1.powi(self.step);
         let correct2 = 1.0 - BETA2.powi(self.step);
         let moments = self.first.iter_mut().zip(&mut self.second);
-        for (i, ((x, &g), (m, v))) in parameters.iter_mut().zip(gradient).zip(moments).enumerate() {
+        let parameters = parameters.into_iter().flatten();
+        for (i, ((x, &g), (m, v))) in parameters.zip(gradient).zip(moments).enumerate() {
             *m = BETA1 * *m + (1.0 - BETA1) * g;
             *v = BETA2 * *v + (1.0 - BETA2) * g * g;
             *x -= rate(i) * (*m / correct1) / ((*v / correct2).sqrt() + EPS);

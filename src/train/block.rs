@@ -18,7 +18,7 @@ pub use kept::Kept;
 pub use scratch::{Buffer, buffers, forward_buffers, forward_scratch_len, scratch_len};
 
 use adapter::{adapter_backward, adapter_forward};
-use scratch::carve;
+use scratch::{carve, mlp_parts, split};
 
 use std::ops::Range;
 
@@ -127,7 +127,8 @@ pub fn forward(
         rows * dim,
         "block output has the wrong length"
     );
-    let [normed, qkv, workspace, low_rank, statistics] = carve(&forward_buffers(shape), scratch);
+    let [normed, qkv, workspace, low_rank, statistics] =
+        carve(&forward_buffers(shape, kept.is_some()), scratch);
     let (mean, rstd) = statistics.split_at_mut(rows);
     let (qkv, mut kept) = match kept {
         Some(kept) => (&mut *kept.qkv, Some((&mut *kept.x1, &mut *kept.hidden))),
@@ -198,7 +199,8 @@ pub fn backward(
         rows * dim,
         "block gradient has the wrong length"
     );
-    let [normed, qkv, attended, workspace, low_rank, statistics] = carve(&buffers(shape), scratch);
+    let [normed, qkv, attended, workspace, low_rank, statistics] =
+        carve(&buffers(shape, kept.is_some()), scratch);
     let (statistics1, statistics2) = statistics.split_at_mut(2 * rows);
     let (mean, rstd) = statistics1.split_at_mut(rows);
 
@@ -262,7 +264,7 @@ pub fn adapter_input(
     scratch: &mut [f32],
 ) {
     let (rows, dim) = (shape.rows(), shape.dim);
-    let [normed, _, _, _, statistics] = carve(&forward_buffers(shape), scratch);
+    let [normed, _, _, _, statistics] = carve(&forward_buffers(shape, false), scratch);
     let (mean, rstd) = statistics.split_at_mut(rows);
     norm1(shape, weights, input, normed, mean, rstd);
     let mut rest = z;
@@ -378,9 +380,11 @@ fn mlp_backward(
         let n = d.len() / dim;
         let of_tile = row * dim..(row + n) * dim;
         let (mean, rstd) = statistics[..2 * n].split_at_mut(n);
-        let (x1, rest) = workspace.split_at_mut(n * dim);
-        let (normed, rest) = rest.split_at_mut(n * dim);
-
+        let widest = shape.mlp_column_tile();
+        let [x1, normed, hidden, d_hidden] = split(
+            workspace,
+            mlp_parts(shape, n, widest, matches!(middle, Middle::Kept(..))),
+        );
         let x1 = match middle {
             Middle::Input(x) => {
                 residual(weights, &x[of_tile], attended, x1);
@@ -392,21 +396,21 @@ fn mlp_backward(
         let d_normed = attended;
         for columns in shape.mlp_column_tiles() {
             let (fc1, fc1_bias, fc2) = mlp_weights(weights, &columns);
-            let (hidden, rest) = rest.split_at_mut(n * columns.len());
-            let d_hidden = &mut rest[..n * columns.len()];
+            let d_hidden = &mut d_hidden[..n * columns.len()];
             let hidden = match middle {
-                Middle::Input(_) => {
-                    linear(normed, fc1, fc1_bias, hidden);
-                    &*hidden
+                Middle::Kept(_, kept) if columns.len() == shape.hidden => {
+                    &kept[row * shape.hidden..][..n * shape.hidden]
                 }
                 Middle::Kept(_, kept) => {
+                    let hidden = &mut hidden[..n * columns.len()];
                     let kept = &kept[row * shape.hidden..][..n * shape.hidden];
-                    if columns.len() == shape.hidden {
-                        kept
-                    } else {
-                        kept::load_columns(kept, shape.hidden, &columns, hidden);
-                        &*hidden
-                    }
+                    kept::load_columns(kept, shape.hidden, &columns, hidden);
+                    &*hidden
+                }
+                Middle::Input(_) => {
+                    let hidden = &mut hidden[..n * columns.len()];
+                    linear(normed, fc1, fc1_bias, hidden);
+                    &*hidden
                 }
             };
             product_backward(d, fc2.t(), 0.0, d_hidden);

@@ -183,7 +183,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         let parameters = Parameters::new(adapters, phase, columns, &mut rng);
         let mut held_out = HeldOut::new(encoded, features.width());
         held_out.reserve(encoded.labels.len(), classes_in_all(encoded, known));
-        let best = RowFile::create(1, parameters.len())?;
+        let best = RowFile::create(1, parameters.values().len())?;
         best.write(0, 0, parameters.values())?;
         Ok(Self {
             base: adapters.without_bases(),
@@ -295,15 +295,14 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         }
         match self.phase {
             Phase::Bases => {
-                self.parameters.blend(&self.base, settings.blend);
-                self.parameters.apply(&self.base, self.adapters);
+                self.adapters.blend(&self.base, settings.blend);
                 for images in [encoded.training, encoded.validation] {
                     self.trainer.refresh(images, self.adapters, self.features)?;
                 }
                 after = (epochs > 0).then(|| self.quality()).transpose()?;
             }
             Phase::Cores => {
-                let numbers = self.parameters.len();
+                let numbers = self.parameters.values().len();
                 self.best
                     .read(0, 0..numbers, self.parameters.values_mut())?;
                 self.parameters.apply(&self.base, self.adapters);
@@ -374,15 +373,15 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             }
             let prompts_start = self.parameters.prompts_start();
             let gradient = self.parameters.chain(gradient, &mut self.chained);
-            self.adam
-                .update(self.parameters.values_mut(), gradient, |i| {
-                    let peak = if i < prompts_start {
-                        peak_rate
-                    } else {
-                        settings.prompt_rate * peak_rate / settings.rate
-                    };
-                    peak * rate
-                });
+            let (adapters, adam) = (&mut *self.adapters, &mut self.adam);
+            self.parameters.update(adapters, adam, gradient, |i| {
+                let peak = if i < prompts_start {
+                    peak_rate
+                } else {
+                    settings.prompt_rate * peak_rate / settings.rate
+                };
+                peak * rate
+            });
             self.parameters.apply(&self.base, self.adapters);
             self.step += 1;
         }

@@ -1,8 +1,9 @@
-//! The numbers that a task learns, as one flat vector for the optimiser, and the way between them
-//! and the adapters that the blocks see.
+//! The numbers that a task learns, in one order for the optimiser, and the way between them and the
+//! adapters that the blocks see.
 
 use rand::{Rng, RngExt};
 
+use super::adam::Adam;
 use super::stack::Phase;
 use crate::adapt::{Adapters, TaskCore};
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
@@ -20,7 +21,8 @@ pub enum Guard<'a> {
 }
 
 /// Learned numbers of one task: per site A and B (first task) or M and N (later ones), then the
-/// prompts.
+/// prompts. A first task's are the adapters' own, so that there is one copy of them; a later task's
+/// are here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameters {
     phase: Phase,
@@ -29,6 +31,9 @@ pub struct Parameters {
     /// Rank r_t of this task's M and N.
     task_rank: usize,
     sites: usize,
+    /// Numbers in the prompts.
+    prompts: usize,
+    /// M and N of every site, and the prompts; empty for a first task.
     values: Vec<f32>,
     /// Factor of each column of `M N^T`, `[r_t]`: all ones but while the rank is being selected.
     gates: Vec<f32>,
@@ -37,53 +42,66 @@ pub struct Parameters {
 impl Parameters {
     /// The start of a task: `adapters` as they are, M random and N zero, so that nothing changes.
     pub fn new(adapters: &Adapters, phase: Phase, task_rank: usize, rng: &mut impl Rng) -> Self {
-        let site = 2 * match phase {
-            Phase::Bases => adapters.dim * adapters.rank,
-            Phase::Cores => adapters.rank * task_rank,
-        };
-        // Exactly: a vector that grows takes up to twice what it holds.
-        let numbers = adapters.sites.len() * site + adapters.prompts.len();
-        let mut values = Vec::with_capacity(numbers);
-        for site in &adapters.sites {
-            match phase {
-                Phase::Bases => {
-                    values.extend_from_slice(&site.a);
-                    values.extend_from_slice(&site.b);
-                }
-                Phase::Cores => {
-                    let bound = (3.0 / adapters.rank as f32).sqrt();
-                    let m = adapters.rank * task_rank;
-                    values.extend((0..m).map(|_| rng.random_range(-bound..bound)));
-                    values.extend(std::iter::repeat_n(0.0, m));
-                }
+        let mut values = Vec::new();
+        if phase == Phase::Cores {
+            let m = adapters.rank * task_rank;
+            // Exactly: a vector that grows takes up to twice what it holds.
+            values.reserve_exact(2 * m * adapters.sites.len() + adapters.prompts.len());
+            let bound = (3.0 / adapters.rank as f32).sqrt();
+            for _ in &adapters.sites {
+                values.extend((0..m).map(|_| rng.random_range(-bound..bound)));
+                values.extend(std::iter::repeat_n(0.0, m));
             }
+            values.extend_from_slice(&adapters.prompts);
         }
-        values.extend_from_slice(&adapters.prompts);
         Self {
             phase,
             dim: adapters.dim,
             rank: adapters.rank,
             task_rank,
             sites: adapters.sites.len(),
+            prompts: adapters.prompts.len(),
             values,
             gates: vec![1.0; task_rank],
         }
     }
 
+    /// Numbers that are learned.
     pub fn len(&self) -> usize {
-        self.values.len()
+        self.prompts_start() + self.prompts
     }
 
     pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
+        self.len() == 0
     }
 
+    /// Those that are kept here: all of a later task, none of a first one.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
     }
 
+    /// As [`Parameters::values_mut`].
     pub fn values(&self) -> &[f32] {
         &self.values
+    }
+
+    /// One step of the optimiser. [`Parameters::apply`] shows it to the blocks.
+    pub fn update(
+        &mut self,
+        adapters: &mut Adapters,
+        adam: &mut Adam,
+        gradient: &[f32],
+        rate: impl Fn(usize) -> f32,
+    ) {
+        match self.phase {
+            Phase::Bases => {
+                let sites = adapters.sites.iter_mut();
+                let sites = sites.flat_map(|site| [site.a.as_mut_slice(), &mut site.b]);
+                let learned = sites.chain([adapters.prompts.as_mut_slice()]);
+                adam.update_all(learned, gradient, rate);
+            }
+            Phase::Cores => adam.update(&mut self.values, gradient, rate),
+        }
     }
 
     /// Rank r_t of M and N.
@@ -136,19 +154,6 @@ impl Parameters {
         }
     }
 
-    /// Goes only a share of the way from `base`, where a first task's B is zero, to what was learned:
-    /// `W_0 + share A B^T`, and the prompts likewise.
-    pub fn blend(&mut self, base: &Adapters, share: f32) {
-        let (site, start) = (self.site_len(), self.prompts_start());
-        let (sites, prompts) = self.values.split_at_mut(start);
-        for factors in sites.chunks_exact_mut(site.max(1)) {
-            factors[site / 2..].iter_mut().for_each(|b| *b *= share);
-        }
-        for (now, old) in prompts.iter_mut().zip(&base.prompts) {
-            *now = old + share * (*now - old);
-        }
-    }
-
     /// Where the prompts start.
     pub fn prompts_start(&self) -> usize {
         self.sites * self.site_len()
@@ -167,20 +172,16 @@ impl Parameters {
         self.values[start..start + self.site_len()].split_at(self.site_len() / 2)
     }
 
-    /// Sets `adapters` to what the blocks should see: `base` with these parameters in it.
+    /// Sets `adapters` to what the blocks should see: `base` with these parameters in it. A first
+    /// task's are there already.
     pub fn apply(&self, base: &Adapters, adapters: &mut Adapters) {
+        if self.phase == Phase::Bases {
+            return;
+        }
         for (index, (site, old)) in adapters.sites.iter_mut().zip(&base.sites).enumerate() {
-            let (first, second) = self.factors(index);
-            match self.phase {
-                Phase::Bases => {
-                    site.a.copy_from_slice(first);
-                    site.b.copy_from_slice(second);
-                }
-                Phase::Cores => {
-                    site.core.copy_from_slice(&old.core);
-                    self.add_task_core(first, second, &mut site.core);
-                }
-            }
+            let (m, n) = self.factors(index);
+            site.core.copy_from_slice(&old.core);
+            self.add_task_core(m, n, &mut site.core);
         }
         adapters
             .prompts
@@ -370,39 +371,6 @@ mod tests {
             down.gates_mut()[i] -= 1e-2;
             let slope = (loss(&base, &up, &pull) - loss(&base, &down, &pull)) / 2e-2;
             assert!((slope - analytic).abs() < 1e-3, "gate {i}");
-        }
-    }
-
-    #[test]
-    fn a_blend_lies_between_the_frozen_weights_and_the_learned_ones() {
-        let mut rng = ChaCha8Rng::seed_from_u64(6);
-        let base = Adapters::new(8, 4, 0..2, &[Projection::Value], 1, &mut rng);
-        let mut learned = Parameters::new(&base, Phase::Bases, 0, &mut rng);
-        let draw = |_| rng.random_range(-1.0f32..1.0);
-        let values: Vec<f32> = (0..learned.len()).map(draw).collect();
-        learned.values_mut().copy_from_slice(&values);
-        // W - W_0 of every site, B being zero at first and C the identity.
-        let change = |parameters: &Parameters| {
-            let mut adapters = base.clone();
-            parameters.apply(&base, &mut adapters);
-            let mut sums = Vec::new();
-            for site in &adapters.sites {
-                for (a, b) in (0..8).flat_map(|i| (0..8).map(move |j| (i, j))) {
-                    let terms = (0..4).map(|k| site.a[a * 4 + k] * site.b[b * 4 + k]);
-                    sums.push(terms.sum::<f32>());
-                }
-            }
-            let moved = adapters.prompts.iter().zip(&base.prompts);
-            sums.extend(moved.map(|(now, old)| now - old));
-            sums
-        };
-        let whole = change(&learned);
-        learned.blend(&base, 0.25);
-        for (quarter, whole) in change(&learned).into_iter().zip(whole) {
-            assert!(
-                (quarter - 0.25 * whole).abs() < 1e-5,
-                "{quarter} of {whole}"
-            );
         }
     }
 

@@ -15,6 +15,7 @@ use super::block::{self, AdapterGrad, BlockShape, Buffer, Gradients, Kept};
 use crate::adapt::Adapters;
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 use crate::kernels::pool::{pool, pool_backward};
+use crate::kernels::threads;
 use crate::vit::{Geometry, Weights};
 
 /// What of the adapters is being learned.
@@ -122,21 +123,38 @@ impl StackShape {
                 self.interval(),
             ),
         };
-        let scratch = block::scratch_len(&self.block(self.images));
+        let kept_insides = self.kept_insides.min(self.blocks.len());
         let buffers = [
             wide,
             Buffer::new("block inputs between those kept", between * rows, dim),
             Buffer::new("last block's output", rows, dim),
             Buffer::new("gradient of the stream", rows, dim),
             Buffer::new("adapter inputs", 3 * rows, self.rank),
-            Buffer::new("inside a block", 1, scratch),
+            Buffer::new("inside a block", 1, self.scratch()),
             Buffer::new(
-                "kept insides of blocks",
-                self.kept_insides.min(self.blocks.len()) * rows,
+                "kept insides of blocks but the last",
+                kept_insides.saturating_sub(1) * rows,
                 Kept::row(dim, self.geometry.hidden),
             ),
         ];
         (buffers, narrow)
+    }
+
+    /// Floats of one block's kept insides.
+    fn inside(&self) -> usize {
+        self.images * self.tokens() * Kept::row(self.geometry.dim, self.geometry.hidden)
+    }
+
+    /// Floats that a block works in. The last block's insides, where they are kept, are there as well:
+    /// its backward pass comes right behind its forward pass.
+    fn scratch(&self) -> usize {
+        let block = self.block(self.images);
+        let of_last = block::scratch_len(&block, true) + self.inside();
+        match self.kept_insides {
+            0 => block::scratch_len(&block, false),
+            kept if kept < self.blocks.len() => of_last.max(block::scratch_len(&block, false)),
+            _ => of_last.max(block::forward_scratch_len(&block)),
+        }
     }
 
     /// Where the buffers lie in the arena.
@@ -237,17 +255,20 @@ impl<'w> Stack<'w> {
         self.input_of(level + 1, length)
     }
 
-    /// Where the insides of the block at `level` are kept; empty where they are not.
-    fn inside_of(&self, level: usize) -> Range<usize> {
-        let [.., all] = self.shape.places();
-        let depth = self.shape.blocks.len();
-        let kept = self.shape.kept_insides.min(depth);
-        let Some(index) = (level + kept).checked_sub(depth) else {
-            return all.start..all.start;
+    /// Where the block at `level` works, and where its insides are kept; that is empty where they
+    /// are not.
+    fn work_of(&self, level: usize) -> (Range<usize>, Range<usize>) {
+        let [.., scratch, kept] = self.shape.places();
+        let (depth, one) = (self.shape.blocks.len(), self.shape.inside());
+        let Some(index) = (level + self.shape.kept_insides.min(depth)).checked_sub(depth) else {
+            return (scratch, kept.start..kept.start);
         };
-        let one = all.len() / kept.max(1);
-        let start = all.start + index * one;
-        start..start + one
+        if level + 1 == depth {
+            let middle = scratch.end - one;
+            return (scratch.start..middle, middle..scratch.end);
+        }
+        let start = kept.start + index * one;
+        (scratch, start..start + one)
     }
 
     /// Keeps the input of a segment's first block in bf16 and widens it again.
@@ -263,11 +284,12 @@ impl<'w> Stack<'w> {
     fn run_block(&mut self, adapters: &Adapters, level: usize, images: usize) {
         let length = images * self.per_image();
         let index = self.shape.blocks.start + level;
+        let (scratch, inside) = self.work_of(level);
         let places = [
             self.input_of(level, length),
             self.output_of(level, length),
-            self.shape.places()[5].clone(),
-            self.inside_of(level),
+            scratch,
+            inside,
         ];
         let [input, output, scratch, inside] = disjoint(&mut self.arena, places);
         let shape = self.shape.block(images);
@@ -290,7 +312,7 @@ impl<'w> Stack<'w> {
     /// # Panics
     /// When `images` exceeds the shape's, or `features` has another length.
     pub fn forward(&mut self, adapters: &Adapters, images: usize, features: &mut [f32]) {
-        self.run(adapters, images, features, None);
+        threads::awake(|| self.run(adapters, images, features, None));
     }
 
     /// Runs as [`Stack::forward`] does and adds `z z^T` of every token to `gram`, `[r, r]` a site,
@@ -305,7 +327,7 @@ impl<'w> Stack<'w> {
         features: &mut [f32],
         gram: &mut [f32],
     ) {
-        self.run(adapters, images, features, Some(gram));
+        threads::awake(|| self.run(adapters, images, features, Some(gram)));
     }
 
     fn run(
@@ -432,6 +454,17 @@ impl<'w> Stack<'w> {
         d_features: &[f32],
         gradient: &mut [f32],
     ) {
+        threads::awake(|| self.run_back(adapters, phase, images, d_features, gradient));
+    }
+
+    fn run_back(
+        &mut self,
+        adapters: &Adapters,
+        phase: Phase,
+        images: usize,
+        d_features: &[f32],
+        gradient: &mut [f32],
+    ) {
         let width = self.shape.features();
         assert_eq!(d_features.len(), images * width);
         assert_eq!(gradient.len(), self.shape.gradient_len(adapters, phase));
@@ -442,7 +475,7 @@ impl<'w> Stack<'w> {
         );
         let (first_patch, interval) = (self.shape.first_patch(), self.shape.interval());
         let length = images * per_image;
-        let [_, _, _, d_stream, _, scratch, _] = self.shape.places();
+        let [_, _, _, d_stream, ..] = self.shape.places();
         let d_stream = d_stream.start..d_stream.start + length;
         self.arena[d_stream.clone()].fill(0.0);
         let (sites, d_prompts) =
@@ -468,11 +501,12 @@ impl<'w> Stack<'w> {
                 adapters: site_gradients(adapters, phase, index, sites),
                 input: level > 0 || prompts > 0,
             };
+            let (scratch, inside) = self.work_of(level);
             let places = [
                 self.input_of(level, length),
                 d_stream.clone(),
-                scratch.clone(),
-                self.inside_of(level),
+                scratch,
+                inside,
             ];
             let [input, d_stream, scratch, inside] = disjoint(&mut self.arena, places);
             let shape = self.shape.block(images);

@@ -25,9 +25,11 @@ pub(super) fn candidates(demand: &Demand) -> impl Iterator<Item = Candidate> + u
         .flat_map(move |(workers, images)| {
             let depth = demand.blocks();
             let intervals = [1, 2, 3, 4, 6].into_iter().filter(move |&n| n <= depth);
-            let recomputed = intervals
-                .flat_map(|every| [(every, Precision::F32, 0), (every, Precision::Bf16, 0)]);
-            let kept = (1..=depth).map(|insides| (1, Precision::F32, insides));
+            let recomputed = intervals.flat_map(|every| {
+                let kept = [Precision::F32, Precision::Bf16].into_iter();
+                kept.flat_map(move |precision| [0, 1].map(|insides| (every, precision, insides)))
+            });
+            let kept = (2..=depth).map(|insides| (1, Precision::F32, insides));
             recomputed.chain(kept).flat_map(move |keep| {
                 let (checkpoint_every, checkpoints, kept_insides) = keep;
                 TILES
@@ -69,7 +71,7 @@ pub(super) fn cost(demand: &Demand, candidate: &Candidate) -> f64 {
     /// Rows at which reading and packing weights costs as much as the products.
     const PACKING_ROWS: f64 = 6.0;
     /// Share of a block that idle threads can help with.
-    const SHARED: f64 = 0.75;
+    const SHARED: f64 = 0.4;
     let stack = &candidate.stack;
     let depth = demand.blocks() as f64;
     let segments = (depth / stack.checkpoint_every as f64).ceil();
@@ -120,12 +122,9 @@ pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuff
     let name = per_worker("feature gradient and scores of an image");
     list.floats(name, &[width + demand.classes], workers);
 
-    let copies = match demand.phase {
-        Phase::Bases => 1,
-        // M and N, and their gradient.
-        Phase::Cores => 2,
-    };
-    list.floats("what is learned", &[copies, demand.learned()], 1);
+    if demand.phase == Phase::Cores {
+        list.floats("M and N, and their gradient", &[2, demand.learned()], 1);
+    }
     list.floats("Adam moments", &[2, demand.learned()], 1);
 
     let parts = 2 * demand.taps.len();
