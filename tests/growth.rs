@@ -1,6 +1,7 @@
 //! Cost as work grows: 200 synthetic tasks on a small ViT. The state file and what of it is in memory
 //! grow by a constant a task and class, and the hundredth task is learned in as many steps as the
-//! second. Times are printed, not asserted: `cargo test --test growth -- --nocapture`.
+//! second. Times are printed and drawn, not asserted: `cargo test --test growth -- --nocapture` says
+//! where the picture is.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +12,7 @@ use fledge::learner::{AdaptBlocks, EncodedClass, EncodedTask, Setup};
 use fledge::train::plan::Turn;
 use fledge::vit::{Preprocessing, Weights, import};
 use fledge::{LearnSettings, Learner, Progress, Stage, state};
+use plotters::prelude::*;
 
 const TASKS: usize = 200;
 const CLASSES: usize = 2;
@@ -91,6 +93,37 @@ fn latency(learner: &Learner) -> (f64, f64) {
     (prepare, classify)
 }
 
+/// One curve over the number of tasks learned.
+struct Curve {
+    title: &'static str,
+    points: Vec<(f64, f64)>,
+}
+
+/// Draws the curves one below the other, each from zero.
+fn draw(curves: &[Curve], file: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::new(file, (700, 220 * curves.len() as u32)).into_drawing_area();
+    root.fill(&WHITE)?;
+    for (area, curve) in root.split_evenly((curves.len(), 1)).iter().zip(curves) {
+        let most = curve.points.iter().map(|point| point.1).fold(0.0, f64::max);
+        let mut chart = ChartBuilder::on(area)
+            .caption(curve.title, ("sans-serif", 16))
+            .margin(10)
+            .margin_right(20)
+            .x_label_area_size(35)
+            .y_label_area_size(60)
+            .build_cartesian_2d(0.0..TASKS as f64, 0.0..1.1 * most)?;
+        chart
+            .configure_mesh()
+            .x_desc("tasks learned")
+            .y_labels(5)
+            .light_line_style(TRANSPARENT)
+            .draw()?;
+        chart.draw_series(LineSeries::new(curve.points.iter().copied(), BLACK))?;
+    }
+    root.present()?;
+    Ok(())
+}
+
 #[test]
 fn two_hundred_tasks_cost_a_constant_each() {
     let folder = tempfile::tempdir().unwrap();
@@ -110,6 +143,15 @@ fn two_hundred_tasks_cost_a_constant_each() {
         Vec::new(),
     );
     let mut memory = vec![known(&learner)];
+    let mut curves = [
+        "milliseconds to learn the task",
+        "bytes of the state file",
+        "milliseconds to classify a picture",
+    ]
+    .map(|title| Curve {
+        title,
+        points: Vec::new(),
+    });
     eprintln!("task  learn ms  state bytes  added  in memory  prepare ms  classify ms");
     for task in 0..TASKS {
         let classes = (0..CLASSES).map(|class| {
@@ -133,17 +175,23 @@ fn two_hundred_tasks_cost_a_constant_each() {
         bytes.push(state::encode(learner.knowledge()).unwrap().len());
         memory.push(known(&learner));
         let done = steps.len();
+        let learned = 1e3 * learned.as_secs_f64();
+        curves[0].points.push((done as f64, learned));
+        curves[1].points.push((done as f64, bytes[done] as f64));
         if done % 20 == 0 || done == 2 {
             let (prepare, classify) = latency(&learner);
+            curves[2].points.push((done as f64, classify));
             eprintln!(
-                "{done:>4}  {:>8.1}  {:>11}  {:>5}  {:>9}  {prepare:>10.2}  {classify:>11.3}",
-                1e3 * learned.as_secs_f64(),
+                "{done:>4}  {learned:>8.1}  {:>11}  {:>5}  {:>9}  {prepare:>10.2}  {classify:>11.3}",
                 bytes[done],
                 bytes[done] - bytes[done - 1],
                 memory[done],
             );
         }
     }
+    let picture = Path::new(env!("CARGO_TARGET_TMPDIR")).join("growth.svg");
+    draw(&curves, &picture).unwrap();
+    eprintln!("drawn as {}", picture.display());
     assert_eq!(
         steps[99], steps[1],
         "the hundredth task takes other steps than the second"
