@@ -72,10 +72,14 @@ install() {
 }
 if [ ${#missing[@]} -gt 0 ]; then
     [ "$(id -u)" = 0 ] || fail "install these first, as root: dpkg --add-architecture $arch && apt-get update && apt-get install ${missing[*]}"
+    known=$(dpkg --print-architecture && dpkg --print-foreign-architectures)
     dpkg --add-architecture "$arch" >&2
     # An index may be read while the archive writes it; a minute later it is whole.
-    install "${missing[@]}" || { sleep 60 && install "${missing[@]}"; } ||
+    install "${missing[@]}" || { sleep 60 && install "${missing[@]}"; } || {
+        # An architecture whose index is broken breaks every later update too.
+        grep -qx "$arch" <<<"$known" || dpkg --remove-architecture "$arch" >&2
         fail "Debian's packages are not to be had: ${missing[*]}"
+    }
 fi
 wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 found=$("${RUSTC:-rustc}" --version | cut -d' ' -f2)
