@@ -220,14 +220,11 @@ impl Learner {
         counts.extend(research.exemplars.iter().map(|_| 1));
         let demand = self.demand(adapters, &taken.head, &counts, settings.fit.batch);
         let plan = Plan::within(&demand, settings.budget);
-        let mut trainer = Trainer::new(
-            &self.pool,
-            &self.weights,
-            &plan,
-            &encoded,
-            adapters,
-            settings.fit.batch,
-        );
+        let workers = |adapters: &Adapters| {
+            let (pool, weights) = (&self.pool, &self.weights);
+            Trainer::new(pool, weights, &plan, &encoded, adapters, settings.fit.batch)
+        };
+        let mut trainer = workers(adapters);
         let features = Features::new(records.len(), trainer.width()).map_err(FitError::from)?;
         trainer.refresh(&all, adapters, &features)?;
 
@@ -334,16 +331,8 @@ impl Learner {
         if research.fisher.is_some() || !adapters.prompts.is_empty() {
             let fitted = Classifier::fit(&[&head], settings.fit.training_shrinkage)?;
             let temperature = calibration.temperature(head.layout().parts);
-            let mut trainer = Trainer::new(
-                &self.pool,
-                &self.weights,
-                &plan,
-                &encoded,
-                adapters,
-                settings.fit.batch,
-            );
             let found = fisher(
-                &mut trainer,
+                &mut workers(adapters),
                 adapters,
                 (&fitted, temperature),
                 &own,
