@@ -28,7 +28,7 @@ const CHUNK: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     #[error(
-        "the cache of frozen features needs {needed} bytes in {}, and {}; set TMPDIR to a folder \
+        "a file that learning works with needs {needed} bytes in {}, and {}; set TMPDIR to a folder \
          on a disk with more room, or learn fewer images at a time",
         folder.display(),
         available.map_or("the disk is full".into(), |bytes| format!("only {bytes} are free"))
@@ -39,11 +39,11 @@ pub enum CacheError {
         available: Option<u64>,
     },
     #[error(
-        "the cache of frozen features cannot be made in {}: {source}; set TMPDIR to a folder that \
+        "a file that learning works with cannot be made in {}: {source}; set TMPDIR to a folder that \
          can be written to", folder.display()
     )]
     Create { folder: PathBuf, source: io::Error },
-    #[error("the cache of frozen features cannot be {action} in {}: {source}", folder.display())]
+    #[error("a file that learning works with cannot be {action} in {}: {source}", folder.display())]
     Io {
         action: &'static str,
         folder: PathBuf,
