@@ -1,14 +1,19 @@
 //! Image files to RGB bytes: format by content, upright, within bounds, and never half.
 
-use std::error::Error;
+mod content;
+mod raster;
+
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Cursor, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageFormat, RgbImage};
 
+pub(super) use self::content::{Content, SIGNATURE, recognise};
+use self::content::{DESCRIBED, describe};
+use self::raster::{decode_as, decoder_of};
 use super::jpeg;
 use crate::vit::Pixels;
 
@@ -348,59 +353,6 @@ impl Kind {
     }
 }
 
-/// Bytes at the start of a file that are looked at to say what it is.
-const DESCRIBED: usize = 512;
-
-/// Bytes at the start of a file that [`recognise`] wants to see.
-pub(super) const SIGNATURE: usize = 16;
-
-/// An image by its first bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Content {
-    Image(ImageFormat),
-    /// A photo format without a decoder here, with its name.
-    Foreign(&'static str),
-}
-
-/// Names the image format that `head`, the first bytes of a file, begins.
-pub(super) fn recognise(head: &[u8]) -> Option<Content> {
-    let boxed = head.get(4..8) == Some(b"ftyp");
-    match head.get(8..12) {
-        Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"mif1" | b"msf1") if boxed => {
-            return Some(Content::Foreign("a HEIC photo"));
-        }
-        Some(b"avif" | b"avis") if boxed => return Some(Content::Foreign("an AVIF image")),
-        _ => {}
-    }
-    if head.starts_with(b"\xFF\x0A") || head.starts_with(b"\0\0\0\x0CJXL ") {
-        return Some(Content::Foreign("a JPEG XL image"));
-    }
-    let format = image::guess_format(head).ok()?;
-    format
-        .reading_enabled()
-        .then_some(Content::Image(format))
-        .or(Some(Content::Foreign("an image of a rare format")))
-}
-
-fn describe(bytes: &[u8]) -> &'static str {
-    let head = &bytes[..bytes.len().min(512)];
-    // A character cut in two at the end of `head` is no sign against text.
-    let utf8 = str::from_utf8(head).map_or_else(|error| error.error_len().is_none(), |_| true);
-    let printed = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | 0x20..=0x7E | 0x80..);
-    let text = utf8 && head.iter().all(printed);
-    if head.iter().all(|&byte| byte == 0) {
-        "nothing but zeros"
-    } else if head.starts_with(b"%PDF") {
-        "a PDF document"
-    } else if text && head.trim_ascii_start().starts_with(b"<") {
-        "a web page or other marked-up text"
-    } else if text {
-        "text"
-    } else {
-        "data of no known image format"
-    }
-}
-
 fn check_length(bytes: u64, limits: &Limits) -> Result<(), Fault> {
     if bytes > limits.max_bytes {
         return Err(Fault::TooManyBytes {
@@ -409,65 +361,6 @@ fn check_length(bytes: u64, limits: &Limits) -> Result<(), Fault> {
         });
     }
     Ok(())
-}
-
-/// What the `image` crate reads from, behind a pointer: for every type of reader it would bring
-/// another copy of all its decoders.
-trait Source: BufRead + Seek {}
-
-impl<R: BufRead + Seek> Source for R {}
-
-/// A decoder for every format but JPEG, from the `image` crate, and what it may allocate.
-fn decoder_of<'r>(
-    format: ImageFormat,
-    reader: &'r mut dyn Source,
-    limits: &Limits,
-) -> Result<(impl ImageDecoder + use<'r>, image::Limits), Fault> {
-    let fault = |error: ImageError| fault_of(&error, format_name(format));
-    let mut memory = image::Limits::default();
-    memory.max_alloc = Some(limits.decoder_memory());
-    let mut reader = ImageReader::with_format(reader, format);
-    reader.limits(memory.clone());
-    let decoder = reader.into_decoder().map_err(fault)?;
-    let (width, height) = decoder.dimensions();
-    limits.check_dimensions(width.into(), height.into())?;
-    Ok((decoder, memory))
-}
-
-/// Every format but JPEG.
-fn decode_as(format: ImageFormat, reader: &mut dyn Source, limits: &Limits) -> Result<Rgb, Fault> {
-    let name = format_name(format);
-    let fault = |error: ImageError| fault_of(&error, name);
-    let (mut decoder, mut memory) = decoder_of(format, reader, limits)?;
-    let (width, height) = decoder.dimensions();
-    // Orientation is a courtesy: an image with odd metadata is still an image.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    memory.reserve(decoder.total_bytes()).map_err(fault)?;
-    decoder.set_limits(memory).map_err(fault)?;
-    let image = DynamicImage::from_decoder(decoder).map_err(fault)?;
-    let pixels = if image.has_alpha() {
-        over_white(&image.into_rgba8())
-    } else {
-        image.into_rgb8().into_raw()
-    };
-    let rgb = Rgb::new(width, height, pixels).ok_or_else(|| Fault::Corrupt {
-        format: name,
-        reason: "it has no pixels".into(),
-    })?;
-    Ok(upright(rgb, orientation))
-}
-
-fn over_white(image: &image::RgbaImage) -> Vec<u8> {
-    let blend = |value: u8, alpha: u8| {
-        let (value, alpha) = (u32::from(value), u32::from(alpha));
-        ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-    };
-    let mut opaque = Vec::with_capacity(3 * image.pixels().len());
-    for pixel in image.pixels() {
-        let [red, green, blue, alpha] = pixel.0;
-        opaque.extend([red, green, blue].map(|value| blend(value, alpha)));
-    }
-    opaque
 }
 
 /// Turns and flips `rgb` as its EXIF orientation asks.
@@ -485,42 +378,4 @@ pub(super) fn upright(rgb: Rgb, orientation: Orientation) -> Rgb {
         height,
         pixels: image.into_rgb8().into_raw(),
     }
-}
-
-fn format_name(format: ImageFormat) -> &'static str {
-    match format {
-        ImageFormat::Png => "PNG",
-        ImageFormat::WebP => "WebP",
-        ImageFormat::Gif => "GIF",
-        ImageFormat::Bmp => "BMP",
-        ImageFormat::Tiff => "TIFF",
-        ImageFormat::Pnm => "PNM",
-        _ => "picture",
-    }
-}
-
-fn fault_of(error: &ImageError, format: &'static str) -> Fault {
-    if let ImageError::Unsupported(unsupported) = error {
-        return Fault::Unsupported {
-            what: format!("a {format} image of an unusual kind ({unsupported})"),
-        };
-    }
-    if let ImageError::Limits(_) = error {
-        return Fault::TooMuchMemory { format };
-    }
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<io::Error>()
-            && io.kind() == io::ErrorKind::UnexpectedEof
-        {
-            return Fault::Truncated { format };
-        }
-        cause = error.source();
-    }
-    let reason = error.to_string().replace('\n', " ");
-    // The png crate keeps its cause to itself and only prints it.
-    if reason.contains("unexpected end of file") {
-        return Fault::Truncated { format };
-    }
-    Fault::Corrupt { format, reason }
 }

@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 
+use super::accumulate::{LearnWork, learn_part};
 use super::fit::Workspace;
 use super::novelty::{Measure, Scales, is_relative};
 use super::reject::square;
 use super::relative::{factor, whiten};
-use super::statistics::{LearnWork, learn_part};
 use super::{ClassId, Classifier, HeadError, Novelties, Statistics, TaskId};
 
 /// Images of a class whose features are in memory while they are learned.

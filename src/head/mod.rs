@@ -7,6 +7,7 @@
 //! probabilities, and [`Novelty`] with a [`Sketch`] of that of validation images says when an image is
 //! like nothing that was learned.
 
+mod accumulate;
 mod by_part;
 mod calibration;
 mod cholesky;

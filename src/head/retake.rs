@@ -1,8 +1,8 @@
 //! Statistics of one part after another, in memory that is used again: what training needs, which
 //! fits a head in every half of every epoch and keeps none of them.
 
+use super::accumulate::welford;
 use super::factor::{Rows, TILE};
-use super::statistics::welford;
 use super::{ClassId, Component, HeadError, Statistics, TaskId};
 
 /// Buffers of [`Statistics::retake`], kept between calls so that a later one allocates nothing.

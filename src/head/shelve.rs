@@ -9,7 +9,7 @@ use postcard::de_flavors::Flavor;
 use serde::ser::{Error as _, SerializeSeq, SerializeStruct};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::statistics::{LearnWork, learn_part};
+use super::accumulate::{LearnWork, learn_part};
 use super::{ClassId, Component, Factor, HeadError, Layout, Statistics, TaskId};
 use crate::data::{CacheError, RowFile, Shelf};
 use crate::state::StreamError;

@@ -11,6 +11,7 @@
 
 mod bits;
 mod coefficients;
+mod frame;
 mod plane;
 mod reduced;
 
@@ -24,7 +25,7 @@ use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::DecodeErrors;
 
 use self::bits::Broken;
-use self::reduced::Frame;
+use self::frame::Frame;
 use super::decode::{Fault, Limits, Rgb, upright};
 
 const FORMAT: &str = "JPEG";

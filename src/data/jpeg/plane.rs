@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 use super::bits::Broken;
-use super::reduced::Frame;
+use super::frame::Frame;
 
 /// Where the k-th coefficient of a block stands, column + 8 * row.
 const ZIGZAG: [u8; 64] = [

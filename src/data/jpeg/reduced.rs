@@ -12,29 +12,10 @@ use std::io::Read;
 
 use image::metadata::Orientation;
 
-use super::bits::{Bits, Broken, CHUNK, Codes};
+use super::bits::{Bits, Broken, Codes};
 use super::coefficients::{Scan, band_first, band_refined, first_coefficient, sequential};
+use super::frame::{Frame, FrameComponent};
 use super::plane::{Colours, Plane};
-
-/// What the headers of a JPEG say, up to the frame's.
-#[derive(Debug, Clone)]
-pub(super) struct Frame {
-    pub width: usize,
-    pub height: usize,
-    pub progressive: bool,
-    /// As the EXIF segment before the frame header says.
-    pub orientation: Orientation,
-    pub components: heapless::Vec<FrameComponent, 4>,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct FrameComponent {
-    id: u8,
-    /// Blocks of a minimum coded unit.
-    h: usize,
-    v: usize,
-    table: usize,
-}
 
 impl Frame {
     /// Reads as far as the frame header; none for a kind that nothing here decodes.
@@ -52,89 +33,7 @@ impl Frame {
             }
         }
     }
-
-    /// Bytes of all coefficients.
-    pub fn coefficients(&self) -> usize {
-        let (rows, columns) = self.units();
-        let blocks: usize = self.components.iter().map(|c| c.h * c.v).sum();
-        2 * 64 * rows * columns * blocks
-    }
-
-    /// Whether [`decode`] knows this kind: 8 bits, one or three components of proportions that
-    /// cameras write.
-    pub fn can_be_reduced(&self) -> bool {
-        let (h_max, v_max) = self.largest();
-        let fits = |c: &FrameComponent| {
-            let (x, y) = (h_max / c.h.max(1), v_max / c.v.max(1));
-            c.table < 4
-                && c.h * x == h_max
-                && c.v * y == v_max
-                && x.is_power_of_two()
-                && y.is_power_of_two()
-        };
-        matches!(self.components.len(), 1 | 3)
-            && self.width > 0
-            && self.height > 0
-            && self.components.iter().all(fits)
-    }
-
-    pub fn largest(&self) -> (usize, usize) {
-        let h = self.components.iter().map(|c| c.h).max().unwrap_or(1);
-        let v = self.components.iter().map(|c| c.v).max().unwrap_or(1);
-        (h, v)
-    }
-
-    /// Rows and columns of minimum coded units.
-    fn units(&self) -> (usize, usize) {
-        let (h, v) = self.largest();
-        (self.height.div_ceil(8 * v), self.width.div_ceil(8 * h))
-    }
-
-    /// Width and height at `1 / factor`.
-    pub fn reduced(&self, factor: usize) -> (usize, usize) {
-        (self.width.div_ceil(factor), self.height.div_ceil(factor))
-    }
-
-    /// Bytes that decoding at `1 / factor` takes at most, the result included.
-    pub fn memory(&self, factor: usize) -> usize {
-        let planes = self.planes(factor);
-        let (rows, _) = self.units();
-        // Whether it comes in one scan is not known yet for a sequential one; cameras write one.
-        let stored = if self.progressive { rows } else { 1 };
-        let (width, height) = self.reduced(factor);
-        let of_planes: usize = planes
-            .iter()
-            .map(|plane| plane.bytes(stored, self.progressive))
-            .sum();
-        of_planes + 3 * width * height + FIXED
-    }
-
-    fn planes(&self, factor: usize) -> heapless::Vec<Plane, 3> {
-        let (h_max, v_max) = self.largest();
-        let (_, columns) = self.units();
-        let kept = 8 / factor;
-        let components = self.components.iter().take(3);
-        components
-            .map(|c| Plane {
-                id: c.id,
-                h: c.h,
-                v: c.v,
-                // What is coded at a lower resolution keeps more of its frequencies instead.
-                kx: (kept * h_max / c.h).min(8),
-                ky: (kept * v_max / c.v).min(8),
-                wide: columns * c.h,
-                table: c.table,
-                quantisation: None,
-                kept: Vec::new(),
-                seen: Vec::new(),
-                samples: Vec::new(),
-            })
-            .collect()
-    }
 }
-
-/// Tables, the window on the file and the EXIF segment.
-const FIXED: usize = CHUNK + 8 * (2 << 9) + (64 << 10) + 4096;
 
 /// A decoded picture, not yet upright.
 pub(super) struct Picture {
