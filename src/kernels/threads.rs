@@ -101,6 +101,34 @@ mod tests {
     }
 
     #[test]
+    fn a_long_list_of_work_does_not_pile_up_on_the_stack() {
+        use rayon::prelude::*;
+        use std::cell::Cell;
+        use std::sync::atomic::AtomicUsize;
+        thread_local!(static DEPTH: Cell<usize> = const { Cell::new(0) });
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(8)
+            .build()
+            .unwrap();
+        let deepest = AtomicUsize::new(0);
+        let work = |_| {
+            DEPTH.set(DEPTH.get() + 1);
+            deepest.fetch_max(DEPTH.get(), Ordering::Relaxed);
+            awake(|| {
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_micros(50) {
+                    rayon::join(std::hint::spin_loop, std::hint::spin_loop);
+                }
+            });
+            DEPTH.set(DEPTH.get() - 1);
+        };
+        let list = (0..10_000u32).into_par_iter().with_max_len(1);
+        pool.install(|| list.for_each(work));
+        // Threads that linger take up other work: what waits for them must not go on without end.
+        assert!(deepest.into_inner() < 16);
+    }
+
+    #[test]
     fn shared_work_reaches_every_element_once() {
         for threads in [1, 2, 3] {
             let pool = rayon::ThreadPoolBuilder::new()
