@@ -73,15 +73,6 @@ impl MemoryLimit {
     }
 }
 
-/// Hands memory that was freed back to the system, where the C library keeps it for later.
-pub(crate) fn give_back_freed() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: may be called at any time from any thread, and changes nothing that is in use.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 pub(super) fn tightest(root: &Path) -> Option<MemoryLimit> {
     [address_space(root), control_group(root)]
         .into_iter()

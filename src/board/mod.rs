@@ -9,7 +9,6 @@ mod thermal;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub(crate) use memory::give_back_freed;
 pub use memory::{MemoryLimit, TooLittleMemory};
 pub use thermal::{Ceiling, Cooled, Thermometer};
 

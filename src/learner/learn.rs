@@ -6,7 +6,6 @@ use std::time::Instant;
 use super::{EncodeError, EncodedClass, EncodedTask, Learner, SetupError};
 use crate::Progress;
 use crate::adapt::RankChoice;
-use crate::board;
 use crate::data::{DEFAULT_FRACTION, FolderError, Skipped, TaskFolder, split_class};
 use crate::head::HeadError;
 use crate::train::fit::FitSettings;
@@ -119,7 +118,6 @@ impl Learner {
         let (cache, bad) = self.encode_within(&paths, &plan.encoding, progress)?;
         // The frozen part has done its work; training needs the rest.
         self.weights.release_below(self.knowledge.first_adapted);
-        board::give_back_freed();
         let mut usable = vec![true; paths.len()];
         for (index, error) in bad {
             usable[index] = false;

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::{EncodeError, Encoder, Learner};
 use crate::data::{FolderError, Limits, Rgb, Skipped, TaskFolder};
 use crate::head::{Classifier, DEFAULT_SHRINKAGE, HeadError, Novelty, probabilities};
+use crate::kernels::threads;
 use crate::state::Knowledge;
 use crate::train::stack::Stack;
 use crate::vit::PrefixError;
@@ -319,7 +320,8 @@ impl<'a> Recogniser<'a> {
     /// whether the image is unknown.
     fn finish_scores(&self, session: &mut Session<'_>) -> Result<bool, ScoreError> {
         let (_, made) = session.features.split_at_mut(self.encoder.pooled());
-        session.stack.forward(&self.knowledge.adapters, 1, made);
+        let (stack, adapters) = (&mut session.stack, &self.knowledge.adapters);
+        threads::awake(|| stack.forward(adapters, 1, made));
         self.classifier
             .scores(&session.features, &mut session.scores)?;
         let Some(rejection) = &self.rejection else {

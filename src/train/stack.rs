@@ -18,7 +18,6 @@ use super::block::{self, AdapterGrad, Buffer, Gradients, Kept};
 use crate::adapt::Adapters;
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 use crate::kernels::pool::{pool, pool_backward};
-use crate::kernels::threads;
 use crate::vit::Weights;
 
 use shape::site_gradient_len;
@@ -112,7 +111,7 @@ impl<'w> Stack<'w> {
     /// # Panics
     /// When `images` exceeds the shape's, or `features` has another length.
     pub fn forward(&mut self, adapters: &Adapters, images: usize, features: &mut [f32]) {
-        threads::awake(|| self.run(adapters, images, features, None));
+        self.run(adapters, images, features, None);
     }
 
     /// Runs as [`Stack::forward`] does and adds `z z^T` of every token to `gram`, `[r, r]` a site,
@@ -127,7 +126,7 @@ impl<'w> Stack<'w> {
         features: &mut [f32],
         gram: &mut [f32],
     ) {
-        threads::awake(|| self.run(adapters, images, features, Some(gram)));
+        self.run(adapters, images, features, Some(gram));
     }
 
     fn run(
@@ -247,17 +246,6 @@ impl<'w> Stack<'w> {
     /// # Panics
     /// When a slice has the wrong length.
     pub fn backward(
-        &mut self,
-        adapters: &Adapters,
-        phase: Phase,
-        images: usize,
-        d_features: &[f32],
-        gradient: &mut [f32],
-    ) {
-        threads::awake(|| self.run_back(adapters, phase, images, d_features, gradient));
-    }
-
-    fn run_back(
         &mut self,
         adapters: &Adapters,
         phase: Phase,

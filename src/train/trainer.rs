@@ -10,6 +10,7 @@ use super::stack::{Phase, Stack};
 use crate::adapt::Adapters;
 use crate::data::{CacheError, PrefixCache, RowFile};
 use crate::head::{ClassId, Classifier, HeadError};
+use crate::kernels::threads;
 use crate::vit::Weights;
 
 /// One task's images, encoded: what training reads.
@@ -386,7 +387,7 @@ impl Worker<'_> {
                 encoded.cache.read(record, self.stack.input(slot), pooled)?;
             }
             let made = &mut self.stacked[..images.len() * stacked];
-            self.stack.forward(adapters, images.len(), made);
+            threads::awake(|| self.stack.forward(adapters, images.len(), made));
             let made = made.chunks_exact(stacked);
             for ((row, made), &image) in rows.chunks_exact_mut(width).zip(made).zip(images) {
                 row[lower..].copy_from_slice(made);
@@ -413,8 +414,11 @@ impl Worker<'_> {
             }
             let used = self.stack.shape().gradient_len(adapters, target.phase);
             let gradient = &mut self.gradient[..used];
-            self.stack
-                .backward(adapters, target.phase, images.len(), d_stacked, gradient);
+            let phase = target.phase;
+            threads::awake(|| {
+                self.stack
+                    .backward(adapters, phase, images.len(), d_stacked, gradient);
+            });
         }
         Ok(())
     }
