@@ -3,6 +3,7 @@
 
 use fledge::kernels::attention::{AttentionShape, attention_backward, attention_forward};
 use fledge::kernels::gelu::{gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward};
+use fledge::kernels::gemm::Accuracy;
 use fledge::kernels::norm::{layer_norm_backward, layer_norm_forward};
 use fledge::kernels::panels::Panels;
 use fledge::kernels::softmax::{softmax_backward, softmax_forward};
@@ -59,6 +60,7 @@ impl Fixture {
             rank: self.size("rank"),
             norm_eps: self.index["norm_eps"].as_float().unwrap() as f32,
             activation,
+            accuracy: Accuracy::Full,
             mlp_rows: usize::MAX,
             mlp_columns: usize::MAX,
             attention_rows: usize::MAX,
@@ -116,8 +118,13 @@ fn largest(x: &[f32]) -> f32 {
 /// Every element within `TOLERANCE` of the largest expected one.
 #[track_caller]
 fn assert_close(name: &str, got: &[f32], expected: &[f32]) {
+    assert_within(TOLERANCE, name, got, expected);
+}
+
+#[track_caller]
+fn assert_within(tolerance: f32, name: &str, got: &[f32], expected: &[f32]) {
     assert_eq!(got.len(), expected.len(), "{name} has the wrong length");
-    let bound = TOLERANCE * largest(expected).max(1e-3);
+    let bound = tolerance * largest(expected).max(1e-3);
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         assert!(
             (got - expected).abs() <= bound,
@@ -232,11 +239,24 @@ fn assert_same(got: &Run, expected: &Run) {
 #[test]
 fn output_and_gradients_equal_pytorch() {
     let fixture = Fixture::read();
-    for (form, activation) in FORMS {
+    let packed = fixture.packed();
+    let (input, d_output) = (fixture.get("input"), fixture.get("d_output"));
+    let ways = [
+        (Accuracy::Full, TOLERANCE),
+        (Accuracy::Training, 10.0 * TOLERANCE),
+    ];
+    for ((form, activation), (accuracy, tolerance)) in FORMS
+        .into_iter()
+        .flat_map(|form| ways.map(|way| (form, way)))
+    {
         let of = |name: &str| fixture.get(&format!("{form}/{name}"));
-        let shape = fixture.shape(activation);
-        let (input, d_output) = (fixture.get("input"), fixture.get("d_output"));
-        let packed = fixture.packed();
+        let shape = BlockShape {
+            accuracy,
+            ..fixture.shape(activation)
+        };
+        let assert_close = |name: &str, got: &[f32], expected: &[f32]| {
+            assert_within(tolerance, name, got, expected);
+        };
         let got = run(
             &shape,
             &fixture.weights(&packed),
@@ -247,7 +267,11 @@ fn output_and_gradients_equal_pytorch() {
         assert_close("output", &got.output, of("output"));
         assert_close("d_input", &got.d_input, of("d_input"));
         for (name, got) in SIX_NAMES.iter().zip(&got.adapters) {
-            assert_close(name, got, of(&format!("d_{name}")));
+            assert_close(
+                &format!("{accuracy:?} {name}"),
+                got,
+                of(&format!("d_{name}")),
+            );
         }
         let after = |name| part(&buffers(&shape, false), &got.scratch, name);
         assert_close("normed1", after("norm 1 output"), of("normed1"));

@@ -1,5 +1,6 @@
 //! The block's gradients at random shapes, against the slope of a plain f64 twin.
 
+use fledge::kernels::gemm::Accuracy;
 use fledge::kernels::panels::Panels;
 use fledge::train::block::{
     Adapter, AdapterGrad, Adapters, BlockShape, Gradients, backward, forward, forward_scratch_len,
@@ -178,6 +179,7 @@ fn shape() -> impl Strategy<Value = BlockShape> {
                 // Large, because a row of nearly equal elements would amplify f32 rounding.
                 norm_eps: 0.1,
                 activation: Activation::GeluTanh,
+                accuracy: Accuracy::Full,
                 mlp_rows,
                 mlp_columns,
                 attention_rows,

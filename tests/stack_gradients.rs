@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use fledge::adapt::{Adapters, Projection};
+use fledge::kernels::gemm::Accuracy;
 use fledge::train::frozen;
 use fledge::train::stack::{Phase, Precision, Stack, StackShape};
 use fledge::vit::{Prefix, Preprocessing, Weights, import, reference};
@@ -77,7 +78,7 @@ fn objective(stack: &mut Stack<'_>, adapters: &Adapters, tokens: &[f32], weights
         stack.input(image).copy_from_slice(part);
     }
     let mut features = vec![0.0; weights.len()];
-    stack.forward(adapters, 2, &mut features);
+    stack.forward(adapters, Accuracy::Full, 2, &mut features);
     features
         .iter()
         .zip(weights)
@@ -121,7 +122,7 @@ fn every_kind_of_gradient_matches_central_differences() {
 }
 
 /// Gradients of a batch with everything kept, and with another plan.
-fn gradient_with(shape: &StackShape, phase: Phase) -> Vec<f32> {
+fn gradient_with(shape: &StackShape, accuracy: Accuracy, phase: Phase) -> Vec<f32> {
     let (_folder, weights) = small_vit();
     let mut rng = ChaCha8Rng::seed_from_u64(8);
     let adapters = adapters(shape, &mut rng);
@@ -142,7 +143,7 @@ fn gradient_with(shape: &StackShape, phase: Phase) -> Vec<f32> {
                 .copy_from_slice(&tokens[at..at + per_image]);
         }
         let mut features = vec![0.0; shape.images * width];
-        stack.forward(&adapters, shape.images, &mut features);
+        stack.forward(&adapters, accuracy, shape.images, &mut features);
         let direction = &direction[first * width..(first + shape.images) * width];
         stack.backward(&adapters, phase, shape.images, direction, &mut gradient);
     }
@@ -159,7 +160,7 @@ fn the_gradient_of_every_plan_is_that_of_the_untiled_step() {
     let (_folder, weights) = small_vit();
     let untiled = shape(&weights, 2);
     for phase in [Phase::Bases, Phase::Cores] {
-        let expected = gradient_with(&untiled, phase);
+        let expected = gradient_with(&untiled, Accuracy::Full, phase);
         for checkpoint_every in 1..=untiled.blocks.len() + 1 {
             for (images, mlp_rows, mlp_columns, attention_rows, kept_insides) in [
                 (2, usize::MAX, usize::MAX, usize::MAX, 0),
@@ -177,13 +178,19 @@ fn the_gradient_of_every_plan_is_that_of_the_untiled_step() {
                     kept_insides,
                     ..untiled.clone()
                 };
-                let off = relative_difference(&gradient_with(&plan, phase), &expected);
+                let off = relative_difference(
+                    &gradient_with(&plan, Accuracy::Training, phase),
+                    &expected,
+                );
                 assert!(off < 1e-4, "{plan:?}: {off}");
                 let plan = StackShape {
                     checkpoints: Precision::Bf16,
                     ..plan
                 };
-                let off = relative_difference(&gradient_with(&plan, phase), &expected);
+                let off = relative_difference(
+                    &gradient_with(&plan, Accuracy::Training, phase),
+                    &expected,
+                );
                 assert!(off < 3e-2, "{plan:?}: {off}");
             }
         }

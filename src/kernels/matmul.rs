@@ -1,6 +1,6 @@
 //! Matrix products over strided views.
 
-use super::gemm::Kernel;
+use super::gemm::{Accuracy, Kernel};
 use super::panels::{self, Panels, PanelsT};
 
 /// A read-only matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
@@ -142,9 +142,9 @@ pub fn matmul(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>
 ///
 /// # Panics
 /// When the shapes do not agree.
-pub fn matmul_panels(a: MatRef<'_>, b: Panels<'_>, beta: f32, c: MatMut<'_>) {
+pub fn matmul_panels(accuracy: Accuracy, a: MatRef<'_>, b: Panels<'_>, beta: f32, c: MatMut<'_>) {
     match Kernel::chosen() {
-        Some(kernel) => kernel.multiply_panels(a, b, beta, c),
+        Some(kernel) => kernel.multiply_panels(accuracy, a, b, beta, c),
         None => matmul_panels_portable(a, b, beta, c),
     }
 }
@@ -154,9 +154,15 @@ pub fn matmul_panels(a: MatRef<'_>, b: Panels<'_>, beta: f32, c: MatMut<'_>) {
 ///
 /// # Panics
 /// When the shapes do not agree.
-pub fn matmul_panels_biased(a: MatRef<'_>, b: Panels<'_>, bias: &[f32], mut c: MatMut<'_>) {
+pub fn matmul_panels_biased(
+    accuracy: Accuracy,
+    a: MatRef<'_>,
+    b: Panels<'_>,
+    bias: &[f32],
+    mut c: MatMut<'_>,
+) {
     match Kernel::chosen() {
-        Some(kernel) => kernel.multiply_panels_biased(a, b, bias, c),
+        Some(kernel) => kernel.multiply_panels_biased(accuracy, a, b, bias, c),
         None => {
             c.fill_rows(bias);
             matmul_panels_portable(a, b, 1.0, c);
@@ -169,9 +175,15 @@ pub fn matmul_panels_biased(a: MatRef<'_>, b: Panels<'_>, bias: &[f32], mut c: M
 ///
 /// # Panics
 /// When the shapes do not agree.
-pub fn matmul_panels_t(a: MatRef<'_>, b: PanelsT<'_>, beta: f32, c: MatMut<'_>) {
+pub fn matmul_panels_t(
+    accuracy: Accuracy,
+    a: MatRef<'_>,
+    b: PanelsT<'_>,
+    beta: f32,
+    c: MatMut<'_>,
+) {
     match Kernel::chosen() {
-        Some(kernel) => kernel.multiply_panels_t(a, b, beta, c),
+        Some(kernel) => kernel.multiply_panels_t(accuracy, a, b, beta, c),
         None => matmul_panels_t_portable(a, b, beta, c),
     }
 }

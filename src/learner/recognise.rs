@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::{EncodeError, Encoder, Learner};
 use crate::data::{FolderError, Limits, Rgb, Skipped, TaskFolder};
 use crate::head::{Classifier, DEFAULT_SHRINKAGE, HeadError, Novelty, probabilities};
+use crate::kernels::gemm::Accuracy;
 use crate::kernels::threads;
 use crate::state::Knowledge;
 use crate::train::stack::Stack;
@@ -321,7 +322,7 @@ impl<'a> Recogniser<'a> {
     fn finish_scores(&self, session: &mut Session<'_>) -> Result<bool, ScoreError> {
         let (_, made) = session.features.split_at_mut(self.encoder.pooled());
         let (stack, adapters) = (&mut session.stack, &self.knowledge.adapters);
-        threads::awake(|| stack.forward(adapters, 1, made));
+        threads::awake(|| stack.forward(adapters, Accuracy::Full, 1, made));
         self.classifier
             .scores(&session.features, &mut session.scores)?;
         let Some(rejection) = &self.rejection else {

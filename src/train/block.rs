@@ -24,6 +24,7 @@ use std::ops::Range;
 
 use crate::kernels::attention::{AttentionShape, attention_backward, attention_forward};
 use crate::kernels::gelu::{gelu_backward, gelu_forward, gelu_tanh_backward, gelu_tanh_forward};
+use crate::kernels::gemm::Accuracy;
 use crate::kernels::linear::{add_bias, linear, product, product_backward};
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 use crate::kernels::norm::{layer_norm_backward, layer_norm_forward};
@@ -47,6 +48,8 @@ pub struct BlockShape {
     /// Added to the variance in both norms.
     pub norm_eps: f32,
     pub activation: Activation,
+    /// Of the products with frozen matrices.
+    pub accuracy: Accuracy,
     /// Rows, over all images, that pass through the MLP at a time; more than there are means all.
     pub mlp_rows: usize,
     /// Hidden columns computed at a time; more than `hidden` means all. Narrow columns read every
@@ -146,7 +149,7 @@ pub fn forward(
         let n = x.len() / dim;
         let (normed, rest) = workspace.split_at_mut(n * dim);
         // y holds x1 first; the MLP's output is added on top.
-        residual(weights, x, attended, y);
+        residual(shape.accuracy, weights, x, attended, y);
         if let Some((x1, _)) = &mut kept {
             x1[row * dim..][..y.len()].copy_from_slice(y);
         }
@@ -155,7 +158,7 @@ pub fn forward(
         for columns in shape.mlp_column_tiles() {
             let (fc1, fc1_bias, fc2) = mlp_weights(weights, &columns);
             let hidden = &mut rest[..n * columns.len()];
-            linear(normed, fc1, fc1_bias, hidden);
+            linear(shape.accuracy, normed, fc1, fc1_bias, hidden);
             if let Some((_, kept)) = &mut kept {
                 let kept = &mut kept[row * shape.hidden..];
                 kept::store_columns(hidden, kept, shape.hidden, &columns);
@@ -164,7 +167,7 @@ pub fn forward(
                 Activation::Gelu => gelu_forward(hidden),
                 Activation::GeluTanh => gelu_tanh_forward(hidden),
             }
-            product(hidden, fc2, 1.0, y);
+            product(shape.accuracy, hidden, fc2, 1.0, y);
         }
     }
 }
@@ -235,7 +238,7 @@ pub fn backward(
 
     let d_normed = d_attended;
     if gradients.input {
-        product_backward(d_qkv, weights.qkv_weight.t(), 0.0, d_normed);
+        product_backward(shape.accuracy, d_qkv, weights.qkv_weight.t(), 0.0, d_normed);
     }
     for (index, (adapter, grad)) in adapters.iter().zip(&mut gradients.adapters).enumerate() {
         if let Some(adapter) = adapter {
@@ -315,7 +318,13 @@ fn project(
     low_rank: &mut [f32],
 ) {
     let (rows, dim) = (shape.rows(), shape.dim);
-    linear(normed, weights.qkv_weight, weights.qkv_bias, qkv);
+    linear(
+        shape.accuracy,
+        normed,
+        weights.qkv_weight,
+        weights.qkv_bias,
+        qkv,
+    );
     for (index, adapter) in adapters.iter().enumerate() {
         if let Some(adapter) = adapter {
             let out = MatMut::strided(&mut qkv[index * dim..], rows, dim, 3 * dim);
@@ -334,10 +343,16 @@ fn attend(shape: &BlockShape, qkv: &[f32], attended: &mut [f32], workspace: &mut
 }
 
 /// `x1 = x + attended W_proj + bias`: x, attended, x1 `[rows, D]`.
-fn residual(weights: &BlockWeights<'_>, x: &[f32], attended: &[f32], x1: &mut [f32]) {
+fn residual(
+    accuracy: Accuracy,
+    weights: &BlockWeights<'_>,
+    x: &[f32],
+    attended: &[f32],
+    x1: &mut [f32],
+) {
     x1.copy_from_slice(x);
     add_bias(x1, weights.proj_bias);
-    product(attended, weights.proj_weight, 1.0, x1);
+    product(accuracy, attended, weights.proj_weight, 1.0, x1);
 }
 
 /// The MLP's weights of some hidden columns: fc1 `[D, columns]` and its bias, fc2 `[columns, D]`.
@@ -387,7 +402,7 @@ fn mlp_backward(
         );
         let x1 = match middle {
             Middle::Input(x) => {
-                residual(weights, &x[of_tile], attended, x1);
+                residual(shape.accuracy, weights, &x[of_tile], attended, x1);
                 &*x1
             }
             Middle::Kept(kept, _) => &kept[of_tile],
@@ -409,20 +424,20 @@ fn mlp_backward(
                 }
                 Middle::Input(_) => {
                     let hidden = &mut hidden[..n * columns.len()];
-                    linear(normed, fc1, fc1_bias, hidden);
+                    linear(shape.accuracy, normed, fc1, fc1_bias, hidden);
                     &*hidden
                 }
             };
-            product_backward(d, fc2.t(), 0.0, d_hidden);
+            product_backward(shape.accuracy, d, fc2.t(), 0.0, d_hidden);
             match shape.activation {
                 Activation::Gelu => gelu_backward(hidden, d_hidden),
                 Activation::GeluTanh => gelu_tanh_backward(hidden, d_hidden),
             }
             let beta = if columns.start == 0 { 0.0 } else { 1.0 };
-            product_backward(d_hidden, fc1.t(), beta, d_normed);
+            product_backward(shape.accuracy, d_hidden, fc1.t(), beta, d_normed);
         }
         layer_norm_backward(d_normed, x1, weights.norm2.gain, mean, rstd, d);
         let d_attended = d_normed;
-        product_backward(d, weights.proj_weight.t(), 0.0, d_attended);
+        product_backward(shape.accuracy, d, weights.proj_weight.t(), 0.0, d_attended);
     }
 }

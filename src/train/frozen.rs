@@ -1,6 +1,7 @@
 //! The whole model, frozen, through the trainer's own kernels: what an import is held to.
 
 use super::block::{self, BlockShape};
+use crate::kernels::gemm::Accuracy;
 use crate::kernels::norm::layer_norm_forward;
 use crate::vit::{Prefix, Weights};
 
@@ -22,6 +23,7 @@ pub fn forward(weights: &Weights, image: &[f32]) -> Vec<Vec<f32>> {
         rank: 0,
         norm_eps: geometry.norm_eps,
         activation: geometry.activation,
+        accuracy: Accuracy::Full,
         mlp_rows: usize::MAX,
         mlp_columns: usize::MAX,
         attention_rows: usize::MAX,

@@ -16,6 +16,7 @@ use half::slice::HalfFloatSliceExt;
 
 use super::block::{self, AdapterGrad, Buffer, Gradients, Kept};
 use crate::adapt::Adapters;
+use crate::kernels::gemm::Accuracy;
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 use crate::kernels::pool::{pool, pool_backward};
 use crate::vit::Weights;
@@ -80,7 +81,7 @@ impl<'w> Stack<'w> {
     }
 
     /// Runs the block at `level` from its input to its output.
-    fn run_block(&mut self, adapters: &Adapters, level: usize, images: usize) {
+    fn run_block(&mut self, adapters: &Adapters, accuracy: Accuracy, level: usize, images: usize) {
         let length = images * self.shape.per_image();
         let index = self.shape.blocks.start + level;
         let (scratch, inside) = self.shape.work_of(level);
@@ -91,7 +92,7 @@ impl<'w> Stack<'w> {
             inside,
         ];
         let [input, output, scratch, inside] = disjoint(&mut self.arena, places);
-        let shape = self.shape.block(images);
+        let shape = self.shape.block(images, accuracy);
         block::forward(
             &shape,
             &self.weights.block(index),
@@ -110,8 +111,14 @@ impl<'w> Stack<'w> {
     ///
     /// # Panics
     /// When `images` exceeds the shape's, or `features` has another length.
-    pub fn forward(&mut self, adapters: &Adapters, images: usize, features: &mut [f32]) {
-        self.run(adapters, images, features, None);
+    pub fn forward(
+        &mut self,
+        adapters: &Adapters,
+        accuracy: Accuracy,
+        images: usize,
+        features: &mut [f32],
+    ) {
+        self.run(adapters, accuracy, images, features, None);
     }
 
     /// Runs as [`Stack::forward`] does and adds `z z^T` of every token to `gram`, `[r, r]` a site,
@@ -126,12 +133,13 @@ impl<'w> Stack<'w> {
         features: &mut [f32],
         gram: &mut [f32],
     ) {
-        self.run(adapters, images, features, Some(gram));
+        self.run(adapters, Accuracy::Full, images, features, Some(gram));
     }
 
     fn run(
         &mut self,
         adapters: &Adapters,
+        accuracy: Accuracy,
         images: usize,
         features: &mut [f32],
         mut gram: Option<&mut [f32]>,
@@ -169,7 +177,7 @@ impl<'w> Stack<'w> {
             if let Some(gram) = gram.as_deref_mut() {
                 site += self.add_gram(adapters, level, images, site, gram);
             }
-            self.run_block(adapters, level, images);
+            self.run_block(adapters, accuracy, level, images);
             let tap = self.shape.blocks.start + level + 1;
             if let Some(slot) = self.shape.taps.iter().position(|&t| t == tap) {
                 let output = &self.arena[self.shape.output_of(level, length)];
@@ -207,7 +215,10 @@ impl<'w> Stack<'w> {
             scratch,
         ];
         let [input, z, scratch] = disjoint(&mut self.arena, places);
-        let (shape, weights) = (self.shape.block(images), self.weights.block(index));
+        let (shape, weights) = (
+            self.shape.block(images, Accuracy::Full),
+            self.weights.block(index),
+        );
         block::adapter_input(&shape, &weights, &of_block, input, z, scratch);
         let grams = gram[site * r * r..].chunks_exact_mut(r * r);
         for (z, gram) in z.chunks_exact(rows * r).zip(grams) {
@@ -234,7 +245,7 @@ impl<'w> Stack<'w> {
             self.narrow[at..at + length].convert_to_f32_slice(&mut self.arena[input]);
         }
         for level in first..next - 1 {
-            self.run_block(adapters, level, images);
+            self.run_block(adapters, Accuracy::Training, level, images);
         }
     }
 
@@ -297,7 +308,7 @@ impl<'w> Stack<'w> {
                 inside,
             ];
             let [input, d_stream, scratch, inside] = disjoint(&mut self.arena, places);
-            let shape = self.shape.block(images);
+            let shape = self.shape.block(images, Accuracy::Training);
             block::backward(
                 &shape,
                 &self.weights.block(index),

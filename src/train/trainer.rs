@@ -10,6 +10,7 @@ use super::stack::{Phase, Stack};
 use crate::adapt::Adapters;
 use crate::data::{CacheError, PrefixCache, RowFile};
 use crate::head::{ClassId, Classifier, HeadError};
+use crate::kernels::gemm::Accuracy;
 use crate::kernels::threads;
 use crate::vit::Weights;
 
@@ -372,6 +373,10 @@ impl Worker<'_> {
         let micro = self.stack.shape().images;
         let stacked = self.stack.shape().features();
         let lower = width - stacked;
+        let accuracy = match target {
+            Some(_) => Accuracy::Training,
+            None => Accuracy::Full,
+        };
         self.loss = 0.0;
         self.scored = 0;
         if let Some(target) = target {
@@ -387,7 +392,9 @@ impl Worker<'_> {
                 encoded.cache.read(record, self.stack.input(slot), pooled)?;
             }
             let made = &mut self.stacked[..images.len() * stacked];
-            threads::awake(|| self.stack.forward(adapters, images.len(), made));
+            threads::awake(|| {
+                self.stack.forward(adapters, accuracy, images.len(), made);
+            });
             let made = made.chunks_exact(stacked);
             for ((row, made), &image) in rows.chunks_exact_mut(width).zip(made).zip(images) {
                 row[lower..].copy_from_slice(made);

@@ -13,6 +13,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::math;
 
 use super::{Geometry, Pixels, Weights, positions};
+use crate::kernels::gemm::Accuracy;
 use crate::kernels::linear::product;
 use crate::kernels::threads;
 pub(crate) use step::MLP_ROWS;
@@ -169,7 +170,7 @@ impl Prefix {
         let first = stream.len();
         stream.extend_from_slice(&self.patch_offsets);
         let weight = self.weights.embedding().patch_weight;
-        product(patches, weight, 1.0, &mut stream[first..]);
+        product(Accuracy::Full, patches, weight, 1.0, &mut stream[first..]);
     }
 }
 

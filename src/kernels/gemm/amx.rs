@@ -9,7 +9,7 @@
 //! twice that of AVX-512. Half of that is lost to splitting and to fetching; `docs/performance.md` has
 //! what is left. An infinity comes out as NaN.
 
-use super::blocking::{Job, parts};
+use super::blocking::{Accuracy, Job, parts};
 use super::right::Order;
 use super::{Kernel, avx512};
 use crate::kernels::panels;
@@ -33,8 +33,10 @@ const STEP: usize = 32;
 /// Bytes of a tile, and bf16 numbers.
 const TILE: usize = 1024;
 const TILE_LEN: usize = TILE / 2;
-/// A float as bf16 numbers.
-const PARTS: usize = 3;
+/// A float as bf16 numbers, exactly.
+const EXACT: usize = 3;
+/// The same to 16 bits.
+const TRAINING: usize = 2;
 /// Most steps that a product runs before C is written.
 const STEPS: usize = 12;
 const DEPTH: usize = STEPS * STEP;
@@ -44,20 +46,29 @@ const B_DEPTH: usize = B_STEPS * STEP;
 /// Most rows of A that are split at a time: they stay in the second-level cache.
 const ROWS: usize = 320;
 
-const A_STEP: usize = PARTS * TILE_LEN;
-const B_STEP: usize = 2 * PARTS * TILE_LEN;
+/// A step of one tile of rows of A, and of a panel of B, for floats of `parts` numbers.
+const fn a_step(parts: usize) -> usize {
+    parts * TILE_LEN
+}
+
+const fn b_step(parts: usize) -> usize {
+    2 * parts * TILE_LEN
+}
+
 /// Cache lines of B asked for in a step, of the 64 that it has.
 const LINES: usize = 24;
 /// Two tiles of rows of A.
-const PAIR: usize = STEPS * 2 * A_STEP;
+const fn pair_len(parts: usize) -> usize {
+    STEPS * 2 * a_step(parts)
+}
 
 /// What a thread splits factors into, and adds up in.
 #[repr(C, align(64))]
 struct Scratch {
     /// `[pair of tiles of rows, step, one of the pair, part]` tiles.
-    a: [MaybeUninit<u16>; ROWS / (2 * SIDE) * PAIR],
+    a: [MaybeUninit<u16>; ROWS / (2 * SIDE) * pair_len(EXACT)],
     /// `[step, part, half of the panel]` tiles, two rows of B side by side in one of a tile.
-    b: [MaybeUninit<u16>; B_STEPS * B_STEP],
+    b: [MaybeUninit<u16>; B_STEPS * b_step(EXACT)],
     /// A panel's columns of C, in rows of their own: those of a wide C would drive each other out of
     /// the first-level cache.
     c: [f32; ROWS * panels::WIDTH],
@@ -105,12 +116,27 @@ fn permitted() -> bool {
 /// nothing else accesses C's.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn columns(job: &Job<'_>, columns: Range<usize>) {
+    // SAFETY: the contract.
+    unsafe {
+        match job.accuracy {
+            Accuracy::Full => columns_in::<EXACT>(job, columns),
+            Accuracy::Training => columns_in::<TRAINING>(job, columns),
+        }
+    }
+}
+
+/// [`columns`] with floats of so many parts.
+///
+/// # Safety
+/// As for [`columns`].
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn columns_in<const PARTS: usize>(job: &Job<'_>, columns: Range<usize>) {
     let mut scratch = MaybeUninit::<Scratch>::uninit();
     let scratch = scratch.as_mut_ptr();
     for (row, rows) in parts(job.rows, ROWS) {
         let _shapes = Shapes::set();
         for first in (0..job.inner).step_by(DEPTH) {
-            let block = Block {
+            let block = Block::<PARTS> {
                 job,
                 scratch,
                 row,
@@ -158,11 +184,15 @@ impl Drop for Shapes {
     }
 }
 
-/// The tops of two vectors of floats, and what is left of them.
+/// Floats whose upper halves are bf16 numbers, and what is left when those are taken off. Where parts
+/// are left out they are the nearest numbers, so that errors do not all point to zero.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn split(x: __m512) -> (__m512i, __m512) {
-    let bits = _mm512_castps_si512(x);
+fn split<const PARTS: usize>(x: __m512) -> (__m512i, __m512) {
+    let mut bits = _mm512_castps_si512(x);
+    if PARTS < EXACT {
+        bits = _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000));
+    }
     let top = _mm512_and_si512(bits, _mm512_set1_epi32(0xffff_0000_u32 as i32));
     (bits, _mm512_sub_ps(x, _mm512_castsi512_ps(top)))
 }
@@ -183,7 +213,7 @@ fn mask(cols: usize) -> [u16; 2] {
 }
 
 /// A block of A, and the rows of B that it meets.
-struct Block<'j> {
+struct Block<'j, const PARTS: usize> {
     job: &'j Job<'j>,
     scratch: *mut Scratch,
     row: usize,
@@ -192,7 +222,7 @@ struct Block<'j> {
     depth: usize,
 }
 
-impl Block<'_> {
+impl<const PARTS: usize> Block<'_, PARTS> {
     fn ahead_step(&self) -> usize {
         match self.job.b.order {
             Order::PanelsTransposed(stride) => stride,
@@ -238,9 +268,12 @@ impl Block<'_> {
                     }
                 };
                 let (tile, step) = (row / SIDE, first / STEP);
-                let at = tile / 2 * PAIR + (2 * step + tile % 2) * A_STEP + row % SIDE * STEP;
+                let at = tile / 2 * pair_len(PARTS)
+                    + (2 * step + tile % 2) * a_step(PARTS)
+                    + row % SIDE * STEP;
                 for part in 0..PARTS {
-                    let ((x_bits, x_rest), (y_bits, y_rest)) = (split(x), split(y));
+                    let ((x_bits, x_rest), (y_bits, y_rest)) =
+                        (split::<PARTS>(x), split::<PARTS>(y));
                     let both = _mm512_permutex2var_epi16(x_bits, tops, y_bits);
                     // SAFETY: one row of a tile.
                     unsafe { _mm512_storeu_si512(to.add(at + part * TILE_LEN).cast(), both) };
@@ -294,7 +327,8 @@ impl Block<'_> {
                 for row in (0..self.rows).step_by(2 * SIDE) {
                     let pair = self.rows - row > SIDE;
                     let a = (&raw const (*self.scratch).a).cast::<u16>();
-                    let a = a.add(row / (2 * SIDE) * PAIR + from / STEP * 2 * A_STEP);
+                    let a =
+                        a.add(row / (2 * SIDE) * pair_len(PARTS) + from / STEP * 2 * a_step(PARTS));
                     let sums = sums.add(row * panels::WIDTH);
                     let lines = (row / (2 * SIDE)).min(2) * LINES * 16;
                     let ahead = self.job.b.data.wrapping_add(ahead + lines);
@@ -341,7 +375,7 @@ impl Block<'_> {
             };
             let to: *mut u16 = (&raw mut (*self.scratch).b).cast();
             for pair in 0..depth.div_ceil(STEP) * SIDE {
-                let tile = pair / SIDE * B_STEP + pair % SIDE * STEP;
+                let tile = pair / SIDE * b_step(PARTS) + pair % SIDE * STEP;
                 for half in 0..2 {
                     let load = |row: usize| match row < depth {
                         true => _mm512_loadu_ps(rows.add(row * panels::WIDTH + half * SIDE)),
@@ -349,7 +383,8 @@ impl Block<'_> {
                     };
                     let (mut even, mut odd) = (load(2 * pair), load(2 * pair + 1));
                     for part in 0..PARTS {
-                        let ((bits0, rest0), (bits1, rest1)) = (split(even), split(odd));
+                        let ((bits0, rest0), (bits1, rest1)) =
+                            (split::<PARTS>(even), split::<PARTS>(odd));
                         let low = _mm512_srli_epi32::<16>(bits0);
                         let both = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, bits1);
                         let at = to.add(tile + (2 * part + half) * TILE_LEN);
@@ -376,7 +411,7 @@ impl Block<'_> {
         ahead: *const f32,
     ) {
         macro_rules! run {
-            ($($rows:literal: $c:literal, $sum0:literal $sum1:literal, $a:literal),*) => {
+            ($products:ident, $($rows:literal: $c:literal, $sum0:literal $sum1:literal, $a:literal),*) => {
                 asm!(
                     "test {from_c:e}, {from_c:e} /* {c1} */",
                     "jz 2f",
@@ -388,24 +423,10 @@ impl Block<'_> {
                     "2:",
                     $(concat!("tilezero ", $sum0), concat!("tilezero ", $sum1),)*
                     "3:",
-                    // High part of B, by all three of A.
-                    "tileloadd tmm6, [{b} + {row}]",
-                    "tileloadd tmm7, [{b} + {row} + 1024]",
-                    run!(@product "0" "0", $($rows: $sum0 $sum1, $a),*),
-                    run!(@product "1024" "256", $($rows: $sum0 $sum1, $a),*),
-                    run!(@product "2048" "512", $($rows: $sum0 $sum1, $a),*),
-                    // Middle part, by two.
-                    "tileloadd tmm6, [{b} + {row} + 2048]",
-                    "tileloadd tmm7, [{b} + {row} + 3072]",
-                    run!(@product "1024" "768", $($rows: $sum0 $sum1, $a),*),
-                    run!(@product "0" "1024", $($rows: $sum0 $sum1, $a),*),
-                    // Low part, by the high one.
-                    "tileloadd tmm6, [{b} + {row} + 4096]",
-                    "tileloadd tmm7, [{b} + {row} + 5120]",
-                    run!(@product "0" "1280", $($rows: $sum0 $sum1, $a),*),
-                    "add {a}, 6144",
+                    run!(@$products $($rows: $sum0 $sum1, $a),*),
                     "add {ahead}, {ahead_step}",
-                    "add {b}, 6144",
+                    "add {a}, {step}",
+                    "add {b}, {step}",
                     "dec {steps}",
                     "jnz 3b",
                     $(
@@ -422,11 +443,50 @@ impl Block<'_> {
                     c1 = in(reg) c.wrapping_add(SIDE * panels::WIDTH),
                     c_row = in(reg) 4 * panels::WIDTH,
                     row = in(reg) 64_usize,
+                    step = const 2 * 2 * PARTS * TILE_LEN,
                     options(nostack),
                 )
             };
-            (@fetch $ahead:literal, $($line:literal)*) => {
-                concat!($("prefetcht1 [{ahead} + ", $ahead, " + ", $line, "]\n",)*)
+            // High part of B by all three of A, middle part by two, low part by the high one.
+            (@exact $($tiles:tt)*) => {
+                concat!(
+                    run!(@right "0"),
+                    run!(@product "0" "0", $($tiles)*),
+                    run!(@product "1024" "256", $($tiles)*),
+                    run!(@product "2048" "512", $($tiles)*),
+                    run!(@right "2048"),
+                    run!(@product "1024" "768", $($tiles)*),
+                    run!(@product "0" "1024", $($tiles)*),
+                    run!(@right "4096"),
+                    run!(@product "0" "1280", $($tiles)*),
+                )
+            };
+            // High part of B by both of A, low part by the high one.
+            (@training $($tiles:tt)*) => {
+                concat!(
+                    run!(@right "0"),
+                    run!(@product "0" "0", $($tiles)*),
+                    run!(@fetch "256"),
+                    run!(@product "1024" "512", $($tiles)*),
+                    run!(@fetch "768"),
+                    run!(@right "2048"),
+                    run!(@product "0" "1024", $($tiles)*),
+                    run!(@fetch "1280"),
+                )
+            };
+            (@right $part:literal) => {
+                concat!(
+                    "tileloadd tmm6, [{b} + {row} + ", $part, "]\n",
+                    "tileloadd tmm7, [{b} + {row} + 1024 + ", $part, "]\n",
+                )
+            };
+            (@fetch $ahead:literal) => {
+                concat!(
+                    "prefetcht1 [{ahead} + ", $ahead, "]\n",
+                    "prefetcht1 [{ahead} + ", $ahead, " + 64]\n",
+                    "prefetcht1 [{ahead} + ", $ahead, " + 128]\n",
+                    "prefetcht1 [{ahead} + ", $ahead, " + 192]\n",
+                )
             };
             (@product $part:literal $ahead:literal, $($rows:literal: $sum0:literal $sum1:literal, $a:literal),*) => {
                 concat!(
@@ -435,16 +495,21 @@ impl Block<'_> {
                         "tdpbf16ps ", $sum0, ", tmm", $rows, ", tmm6\n",
                         "tdpbf16ps ", $sum1, ", tmm", $rows, ", tmm7\n",
                     )*
-                    run!(@fetch $ahead, 0 64 128 192)
+                    run!(@fetch $ahead)
                 )
             };
         }
         // SAFETY: the contract; the registers have the shapes of these tiles.
         unsafe {
-            if pair {
-                run!("4": "{c0}", "tmm0" "tmm1", "0", "5": "{c1}", "tmm2" "tmm3", "3072");
-            } else {
-                run!("4": "{c0}", "tmm0" "tmm1", "0");
+            match (PARTS, pair) {
+                (EXACT, true) => {
+                    run!(exact, "4": "{c0}", "tmm0" "tmm1", "0", "5": "{c1}", "tmm2" "tmm3", "3072");
+                }
+                (EXACT, false) => run!(exact, "4": "{c0}", "tmm0" "tmm1", "0"),
+                (_, true) => {
+                    run!(training, "4": "{c0}", "tmm0" "tmm1", "0", "5": "{c1}", "tmm2" "tmm3", "2048");
+                }
+                (_, false) => run!(training, "4": "{c0}", "tmm0" "tmm1", "0"),
             }
         }
     }

@@ -91,6 +91,16 @@ pub(super) fn parts(total: usize, most: usize) -> impl Iterator<Item = (usize, u
     })
 }
 
+/// How near a product with a frozen matrix has to come to the true one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accuracy {
+    /// As near as multiply-adds of f32.
+    Full,
+    /// As near as factors of 16 bits allow, with sums in f32, where that is faster: an error of 1e-5
+    /// of the terms' norm at most, far below what a gradient varies by from one batch to the next.
+    Training,
+}
+
 impl Kernel {
     /// `C = alpha A B + beta C` with A `[m, k]`, B `[k, n]`, C `[m, n]`; with `beta` 0, C is not
     /// read.
@@ -138,12 +148,20 @@ impl Kernel {
     ///
     /// # Panics
     /// When the shapes do not agree.
-    pub fn multiply_panels(&self, a: MatRef<'_>, b: Panels<'_>, beta: f32, c: MatMut<'_>) {
+    pub fn multiply_panels(
+        &self,
+        accuracy: Accuracy,
+        a: MatRef<'_>,
+        b: Panels<'_>,
+        beta: f32,
+        c: MatMut<'_>,
+    ) {
         let right = Right {
             data: b.data().as_ptr(),
             order: Order::Panels(b.stride()),
         };
-        self.multiply_frozen(a, right, (b.rows(), b.cols()), Start::C(beta), c);
+        let shape = (b.rows(), b.cols());
+        self.multiply_frozen(accuracy, a, right, shape, Start::C(beta), c);
     }
 
     /// `C = A B + bias` with A `[m, k]`, B `[k, n]` in panels, bias `[n]` on every row, C `[m, n]`.
@@ -152,6 +170,7 @@ impl Kernel {
     /// When the shapes do not agree.
     pub fn multiply_panels_biased(
         &self,
+        accuracy: Accuracy,
         a: MatRef<'_>,
         b: Panels<'_>,
         bias: &[f32],
@@ -161,7 +180,8 @@ impl Kernel {
             data: b.data().as_ptr(),
             order: Order::Panels(b.stride()),
         };
-        self.multiply_frozen(a, right, (b.rows(), b.cols()), Start::Bias(bias), c);
+        let shape = (b.rows(), b.cols());
+        self.multiply_frozen(accuracy, a, right, shape, Start::Bias(bias), c);
     }
 
     /// `C = A B^T + beta C` with A `[m, k]`, B `[n, k]` in panels, C `[m, n]`; with `beta` 0, C is not
@@ -169,17 +189,26 @@ impl Kernel {
     ///
     /// # Panics
     /// When the shapes do not agree.
-    pub fn multiply_panels_t(&self, a: MatRef<'_>, b: PanelsT<'_>, beta: f32, c: MatMut<'_>) {
+    pub fn multiply_panels_t(
+        &self,
+        accuracy: Accuracy,
+        a: MatRef<'_>,
+        b: PanelsT<'_>,
+        beta: f32,
+        c: MatMut<'_>,
+    ) {
         let PanelsT(b) = b;
         let right = Right {
             data: b.data().as_ptr(),
             order: Order::PanelsTransposed(b.stride()),
         };
-        self.multiply_frozen(a, right, (b.cols(), b.rows()), Start::C(beta), c);
+        let shape = (b.cols(), b.rows());
+        self.multiply_frozen(accuracy, a, right, shape, Start::C(beta), c);
     }
 
     fn multiply_frozen(
         &self,
+        accuracy: Accuracy,
         a: MatRef<'_>,
         right: Right,
         (inner, cols): (usize, usize),
@@ -209,6 +238,7 @@ impl Kernel {
             assert_eq!(bias.len(), cols, "matrix shapes do not agree");
             (job.from, job.from_row) = (bias.as_ptr(), 0);
         }
+        job.accuracy = accuracy;
         job.serial = self.frozen.unwrap_or(job.serial);
         job.run(cols);
     }
@@ -231,6 +261,7 @@ impl Kernel {
             c_row: row,
             alpha: 1.0,
             beta,
+            accuracy: Accuracy::Full,
             // SAFETY: the contracts are the same.
             serial: |job, columns| unsafe { job.blocks(columns) },
         }
@@ -263,6 +294,12 @@ pub(super) struct Job<'k> {
     pub c_row: usize,
     alpha: f32,
     pub beta: f32,
+    /// Of products that `serial` has a choice in.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "only the tile unit has a choice")
+    )]
+    pub accuracy: Accuracy,
     serial: ColumnsFn,
 }
 

@@ -32,7 +32,7 @@ mod vector;
 use blocking::{ColumnsFn, PackFn, TileFn};
 use std::sync::OnceLock;
 
-pub use blocking::scratch_bytes;
+pub use blocking::{Accuracy, scratch_bytes};
 
 /// The register tiles of one instruction set and the cache blocks that suit it.
 ///

@@ -117,6 +117,7 @@ pub(super) fn carve<'a, const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::gemm::Accuracy;
     use crate::vit::Activation;
 
     const SHAPE: BlockShape = BlockShape {
@@ -128,6 +129,7 @@ mod tests {
         rank: 2,
         norm_eps: 1e-6,
         activation: Activation::Gelu,
+        accuracy: Accuracy::Full,
         mlp_rows: usize::MAX,
         mlp_columns: usize::MAX,
         attention_rows: usize::MAX,

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::adapt::Adapters;
+use crate::kernels::gemm::Accuracy;
 use crate::train::block::{self, BlockShape, Buffer, Kept};
 use crate::vit::Geometry;
 
@@ -72,7 +73,7 @@ impl StackShape {
         2 * self.taps.len() * self.geometry.dim
     }
 
-    pub(super) fn block(&self, images: usize) -> BlockShape {
+    pub(super) fn block(&self, images: usize, accuracy: Accuracy) -> BlockShape {
         BlockShape {
             images,
             tokens: self.tokens(),
@@ -82,6 +83,7 @@ impl StackShape {
             rank: self.rank,
             norm_eps: self.geometry.norm_eps,
             activation: self.geometry.activation,
+            accuracy,
             mlp_rows: self.mlp_rows,
             mlp_columns: self.mlp_columns,
             attention_rows: self.attention_rows,
@@ -136,7 +138,7 @@ impl StackShape {
     /// Floats that a block works in. The last block's insides, where they are kept, are there as well:
     /// its backward pass comes right behind its forward pass.
     pub(super) fn scratch(&self) -> usize {
-        let block = self.block(self.images);
+        let block = self.block(self.images, Accuracy::Full);
         let of_last = block::scratch_len(&block, true) + self.inside();
         match self.kept_insides {
             0 => block::scratch_len(&block, false),

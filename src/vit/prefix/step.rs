@@ -9,6 +9,7 @@ use tract_onnx::tract_core::internal::*;
 
 use crate::kernels::attention::{AttentionShape, attention_forward};
 use crate::kernels::gelu::{gelu_forward, gelu_tanh_forward};
+use crate::kernels::gemm::Accuracy;
 use crate::kernels::linear::linear;
 use crate::kernels::norm::layer_norm_forward;
 use crate::vit::{Activation, NormWeights, Weights};
@@ -65,7 +66,7 @@ impl BlockStep {
         match self.part {
             Part::Norm1 => self.norm(&w.norm1, x, y),
             Part::Norm2 => self.norm(&w.norm2, x, y),
-            Part::QueryKeyValue => linear(x, w.qkv_weight, w.qkv_bias, y),
+            Part::QueryKeyValue => linear(Accuracy::Full, x, w.qkv_weight, w.qkv_bias, y),
             Part::Attention => {
                 let shape = AttentionShape {
                     tokens: self.tokens,
@@ -79,19 +80,19 @@ impl BlockStep {
                     attention_forward(&shape, x, y, &mut scratch);
                 }
             }
-            Part::Projection => linear(x, w.proj_weight, w.proj_bias, y),
+            Part::Projection => linear(Accuracy::Full, x, w.proj_weight, w.proj_bias, y),
             Part::Mlp => {
                 let hidden = geometry.hidden;
                 let most = rows.div_ceil(rows.div_ceil(MLP_ROWS));
                 let mut tile = vec![0.0; most * hidden];
                 for (x, y) in x.chunks(most * d).zip(y.chunks_mut(most * d)) {
                     let tile = &mut tile[..x.len() / d * hidden];
-                    linear(x, w.fc1_weight, w.fc1_bias, tile);
+                    linear(Accuracy::Full, x, w.fc1_weight, w.fc1_bias, tile);
                     match geometry.activation {
                         Activation::Gelu => gelu_forward(tile),
                         Activation::GeluTanh => gelu_tanh_forward(tile),
                     }
-                    linear(tile, w.fc2_weight, w.fc2_bias, y);
+                    linear(Accuracy::Full, tile, w.fc2_weight, w.fc2_bias, y);
                 }
             }
         }
