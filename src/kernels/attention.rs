@@ -103,7 +103,7 @@ fn forward_rows(
         let middle = rows * left / threads;
         let (out1, out2) = out.split_at_mut(middle * dim);
         let (scratch1, scratch2) = scratch.split_at_mut((tile * left / threads).max(1) * tokens);
-        rayon::join(
+        threads::join(
             || forward_rows(shape, qkv, first, out1, scratch1, left),
             || forward_rows(shape, qkv, first + middle, out2, scratch2, threads - left),
         );

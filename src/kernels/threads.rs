@@ -52,6 +52,29 @@ fn linger(done: &AtomicBool) {
     }
 }
 
+/// Runs both, the second on another thread where one comes for it, which is then waited for without
+/// going to sleep: halves end at nearly the same time, and to be woken takes longer than what is left.
+pub(super) fn join(one: impl FnOnce() + Send, two: impl FnOnce() + Send) {
+    let (begun, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    rayon::join(
+        || {
+            one();
+            // Where nobody came for the second, `rayon::join` takes it back.
+            if begun.load(Ordering::Relaxed) {
+                let since = Instant::now();
+                while !done.load(Ordering::Relaxed) && since.elapsed() < LINGER {
+                    std::hint::spin_loop();
+                }
+            }
+        },
+        || {
+            begun.store(true, Ordering::Relaxed);
+            two();
+            done.store(true, Ordering::Relaxed);
+        },
+    );
+}
+
 /// Runs `work` on consecutive parts of `values`, each of at least `least` elements; it also gets
 /// the index of its part's first element, a multiple of 16.
 pub(super) fn share(values: &mut [f32], least: usize, work: &(impl Fn(usize, &mut [f32]) + Sync)) {
@@ -73,7 +96,7 @@ fn part(
         .next_multiple_of(16)
         .min(values.len());
     let (one, two) = values.split_at_mut(middle);
-    rayon::join(
+    join(
         || part(one, first, left, work),
         || part(two, first + middle, parts - left, work),
     );

@@ -335,7 +335,7 @@ impl Job<'_> {
             let left = threads / 2;
             let middle = columns.start + panels * left / threads * widest;
             // SAFETY: as for this call; the two sides have no column in common.
-            rayon::join(
+            threads::join(
                 || unsafe { self.columns(columns.start..middle, left) },
                 || unsafe { self.columns(middle..columns.end, threads - left) },
             );
