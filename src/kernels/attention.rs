@@ -5,6 +5,7 @@
 use super::matmul::{MatMut, MatRef, matmul};
 use super::softmax::{softmax_backward, softmax_forward};
 use super::threads;
+use std::ops::Range;
 
 /// Fewest queries that are worth another thread.
 const SHARED_QUERIES: usize = 16;
@@ -25,11 +26,11 @@ impl AttentionShape {
         self.tile * self.tokens
     }
 
-    /// Floats of scratch that [`attention_backward`] needs: probabilities and their gradient
-    /// `[tile, tokens]` each, and one head's gradients, queries `[tile, head_dim]`, keys and values
-    /// `[tokens, head_dim]` each.
+    /// Floats of scratch that [`attention_backward`] needs on each thread: probabilities and their
+    /// gradient `[tile, tokens]` each, and one head's queries, keys and values `[tokens, head_dim]`
+    /// and their gradients, of queries `[tile, head_dim]`.
     pub fn backward_scratch(&self) -> usize {
-        2 * self.forward_scratch() + (self.tile + 2 * self.tokens) * self.head_dim
+        2 * self.forward_scratch() + (self.tile + 5 * self.tokens) * self.head_dim
     }
 
     fn dim(&self) -> usize {
@@ -57,14 +58,6 @@ impl AttentionShape {
         (first, rows): (usize, usize),
     ) -> MatRef<'a> {
         MatRef::strided(&data[first * width + column..], rows, self.head_dim, width)
-    }
-
-    /// Writes a dense `[rows, head_dim]` into `column` of `[tokens, 3 D]`, from token `first` on.
-    fn store(&self, rows: &[f32], qkv: &mut [f32], column: usize, first: usize) {
-        let tokens = qkv.chunks_exact_mut(3 * self.dim()).skip(first);
-        for (token, row) in tokens.zip(rows.chunks_exact(self.head_dim)) {
-            token[column..column + self.head_dim].copy_from_slice(row);
-        }
     }
 }
 
@@ -129,29 +122,83 @@ fn forward_rows(
 /// `dK = dS^T Q / sqrt(head_dim)`.
 ///
 /// qkv `[tokens, 3 D]`, replaced by its gradient; d_out `[tokens, D]`; scratch at least
-/// [`AttentionShape::backward_scratch`].
+/// [`AttentionShape::backward_scratch`], of which each thread takes so much.
 ///
 /// # Panics
-/// When a slice is shorter than its shape says.
+/// When a slice does not have the length its shape says, or scratch is shorter.
 pub fn attention_backward(
     shape: &AttentionShape,
     qkv: &mut [f32],
     d_out: &[f32],
     scratch: &mut [f32],
 ) {
-    let (dim, tokens, hd, scale) = (shape.dim(), shape.tokens, shape.head_dim, shape.scale());
-    let all = (0, tokens);
-    let (p, rest) = scratch.split_at_mut(shape.forward_scratch());
-    let (d_p, rest) = rest.split_at_mut(shape.forward_scratch());
-    let (d_q, rest) = rest.split_at_mut(shape.tile * hd);
-    let (d_k, d_v) = rest.split_at_mut(tokens * hd);
-    let d_v = &mut d_v[..tokens * hd];
-    for column in (0..dim).step_by(hd) {
+    let (values, each) = (shape.tokens * shape.dim(), shape.backward_scratch());
+    assert!(
+        qkv.len() == 3 * values && d_out.len() == values && scratch.len() >= each,
+        "attention outside its slices"
+    );
+    let threads = (scratch.len() / each).min(threads::at_hand());
+    let gradient = Gradient {
+        shape,
+        qkv: qkv.as_mut_ptr(),
+        d_out,
+    };
+    // SAFETY: qkv holds all heads and is borrowed exclusively.
+    unsafe { gradient.heads(0..shape.heads, scratch, threads) }
+}
+
+/// What [`attention_backward`] shares between threads, head by head.
+struct Gradient<'a> {
+    shape: &'a AttentionShape,
+    qkv: *mut f32,
+    d_out: &'a [f32],
+}
+
+// SAFETY: every thread reads and writes only the columns of its own heads.
+unsafe impl Sync for Gradient<'_> {}
+
+impl Gradient<'_> {
+    /// # Safety
+    /// `qkv` is `[tokens, 3 D]`, and nothing else accesses the columns of these heads.
+    unsafe fn heads(&self, heads: Range<usize>, scratch: &mut [f32], threads: usize) {
+        if threads > 1 && heads.len() > 1 {
+            let left = threads / 2;
+            let middle = heads.start + heads.len() * left / threads;
+            let (scratch1, scratch2) = scratch.split_at_mut(left * self.shape.backward_scratch());
+            // SAFETY: the contract; no head is on both sides.
+            threads::join(
+                || unsafe { self.heads(heads.start..middle, scratch1, left) },
+                || unsafe { self.heads(middle..heads.end, scratch2, threads - left) },
+            );
+            return;
+        }
+        for head in heads {
+            // SAFETY: the contract.
+            unsafe { self.head(head, scratch) }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Gradient::heads`].
+    unsafe fn head(&self, head: usize, scratch: &mut [f32]) {
+        let shape = self.shape;
+        let (tokens, hd, scale) = (shape.tokens, shape.head_dim, shape.scale());
+        let (p, rest) = scratch.split_at_mut(shape.forward_scratch());
+        let (d_p, rest) = rest.split_at_mut(shape.forward_scratch());
+        let (d_q, rest) = rest.split_at_mut(shape.tile * hd);
+        let (d_k, rest) = rest.split_at_mut(tokens * hd);
+        let (d_v, rest) = rest.split_at_mut(tokens * hd);
+        let (q, rest) = rest.split_at_mut(tokens * hd);
+        let (k, v) = rest.split_at_mut(tokens * hd);
+        let v = &mut v[..tokens * hd];
+        for (of, part) in [&mut *q, k, v].into_iter().enumerate() {
+            // SAFETY: the contract.
+            unsafe { self.load(head, of, part) }
+        }
+        let (k, v) = (MatRef::new(k, tokens, hd), MatRef::new(v, tokens, hd));
         for tile in shape.tiles() {
-            let q = shape.rows(qkv, 3 * dim, column, tile);
-            let k = shape.rows(qkv, 3 * dim, dim + column, all);
-            let v = shape.rows(qkv, 3 * dim, 2 * dim + column, all);
-            let d_out = shape.rows(d_out, dim, column, tile);
+            let q = MatRef::new(&q[tile.0 * hd..], tile.1, hd);
+            let d_out = shape.rows(self.d_out, shape.dim(), head * hd, tile);
             let p = &mut p[..tile.1 * tokens];
             let d_p = &mut d_p[..tile.1 * tokens];
             matmul(scale, q, k.t(), 0.0, MatMut::new(p, tile.1, tokens));
@@ -164,12 +211,51 @@ pub fn attention_backward(
             let beta = if tile.0 == 0 { 0.0 } else { 1.0 };
             matmul(scale, d_s.t(), q, beta, MatMut::new(d_k, tokens, hd));
             matmul(1.0, p.t(), d_out, beta, MatMut::new(d_v, tokens, hd));
+            let d_q = &mut d_q[..tile.1 * hd];
             matmul(scale, d_s, k, 0.0, MatMut::new(d_q, tile.1, hd));
-            // No later tile reads these queries, and no later head this head's columns.
-            shape.store(&d_q[..tile.1 * hd], qkv, column, tile.0);
+            // SAFETY: the contract.
+            unsafe { self.store(head, 0, tile.0, d_q) }
         }
-        shape.store(d_k, qkv, dim + column, 0);
-        shape.store(d_v, qkv, 2 * dim + column, 0);
+        // SAFETY: the contract.
+        unsafe {
+            self.store(head, 1, 0, d_k);
+            self.store(head, 2, 0, d_v);
+        }
+    }
+
+    /// Offset of a head's queries (`of` 0), keys (1) or values (2) of one token.
+    fn offset(&self, head: usize, of: usize, token: usize) -> usize {
+        (3 * token + of) * self.shape.dim() + head * self.shape.head_dim
+    }
+
+    /// Copies a head's queries, keys or values to `to` `[tokens, head_dim]`.
+    ///
+    /// # Safety
+    /// As for [`Gradient::heads`].
+    unsafe fn load(&self, head: usize, of: usize, to: &mut [f32]) {
+        let hd = self.shape.head_dim;
+        for (token, row) in to.chunks_exact_mut(hd).enumerate() {
+            // SAFETY: the head's columns of a token.
+            unsafe {
+                let from = self.qkv.add(self.offset(head, of, token));
+                std::ptr::copy_nonoverlapping(from, row.as_mut_ptr(), hd);
+            }
+        }
+    }
+
+    /// Copies `[rows, head_dim]` to a head's queries, keys or values, from token `first` on.
+    ///
+    /// # Safety
+    /// As for [`Gradient::heads`], and the rows end with the last token.
+    unsafe fn store(&self, head: usize, of: usize, first: usize, rows: &[f32]) {
+        let hd = self.shape.head_dim;
+        for (token, row) in rows.chunks_exact(hd).enumerate() {
+            // SAFETY: the head's columns of a token.
+            unsafe {
+                let to = self.qkv.add(self.offset(head, of, first + token));
+                std::ptr::copy_nonoverlapping(row.as_ptr(), to, hd);
+            }
+        }
     }
 }
 
@@ -255,6 +341,18 @@ mod tests {
                 nudged[i] += 1e-5;
                 prop_assert!((slope - f64::from(d_qkv[i])).abs() < 2e-5, "{}, not {slope}", d_qkv[i]);
             }
+        }
+
+        #[test]
+        fn threads_do_not_change_the_gradient((shape, qkv, d_out) in case(), threads in 1usize..5) {
+            let run = |scratch: usize| {
+                let mut d_qkv = qkv.clone();
+                let mut scratch = vec![f32::NAN; scratch * shape.backward_scratch()];
+                attention_backward(&shape, &mut d_qkv, &d_out, &mut scratch);
+                d_qkv
+            };
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            prop_assert_eq!(pool.install(|| run(threads)), run(1));
         }
 
         #[test]
