@@ -294,7 +294,10 @@ impl Learner {
             let mut rng = ChaCha8Rng::seed_from_u64(settings.fit.seed);
             adapters.draw_output_bases(&mut rng);
         }
-        trainer.refresh(&all, adapters, &features)?;
+        // As they were, or as the fit left them: to make the bases orthonormal only rounds.
+        if trains && !(kept && phase == Phase::Bases) {
+            trainer.refresh(&all, adapters, &features)?;
+        }
         let (sum, tokens) = trainer.gram(&own, adapters)?;
         adapters.remember(&sum, tokens);
         // What follows needs the memory.

@@ -264,6 +264,11 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 self.train_half(half, &schedule, guard, progress)?;
             }
             epochs += 1;
+            // How well a first task's own classes are told apart says little about how well its
+            // bases serve the classes to come, so all its epochs run and the last one stands.
+            if self.phase == Phase::Bases {
+                continue;
+            }
             self.trainer
                 .refresh(encoded.validation, self.adapters, self.features)?;
             let now = self.quality()?;
@@ -278,11 +283,6 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 if selection.pending() {
                     continue;
                 }
-            }
-            // How well a first task's own classes are told apart says little about how well its
-            // bases serve the classes to come, so all its epochs run and the last one stands.
-            if self.phase == Phase::Bases {
-                continue;
             }
             if now.loss < lowest {
                 lowest = now.loss;

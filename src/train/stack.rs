@@ -118,65 +118,14 @@ impl<'w> Stack<'w> {
         images: usize,
         features: &mut [f32],
     ) {
-        self.run(adapters, accuracy, images, features, None);
-    }
-
-    /// Runs as [`Stack::forward`] does and adds `z z^T` of every token to `gram`, `[r, r]` a site,
-    /// where `z = A^T h` is what a site's core sees.
-    ///
-    /// # Panics
-    /// As [`Stack::forward`], or when `gram` has another length.
-    pub fn forward_with_gram(
-        &mut self,
-        adapters: &Adapters,
-        images: usize,
-        features: &mut [f32],
-        gram: &mut [f32],
-    ) {
-        self.run(adapters, Accuracy::Full, images, features, Some(gram));
-    }
-
-    fn run(
-        &mut self,
-        adapters: &Adapters,
-        accuracy: Accuracy,
-        images: usize,
-        features: &mut [f32],
-        mut gram: Option<&mut [f32]>,
-    ) {
-        let (d, prompts, width) = (
-            self.shape.geometry.dim,
-            self.shape.prompts,
-            self.shape.features(),
-        );
+        let (d, width) = (self.shape.geometry.dim, self.shape.features());
         let first_patch = self.shape.first_patch();
-        assert!(
-            images <= self.shape.images,
-            "more images than the stack holds"
-        );
         assert_eq!(features.len(), images * width);
+        self.add_prompts(adapters, images);
         let per_image = self.shape.per_image();
         let length = images * per_image;
-        let input = self.shape.input_of(0, length);
-        for stream in self.arena[input].chunks_exact_mut(per_image) {
-            stream.copy_within(prompts * d..(prompts + 1) * d, 0);
-            stream[d..(prompts + 1) * d].copy_from_slice(&adapters.prompts);
-        }
-        let mut site = 0;
         for level in 0..self.shape.blocks.len() {
-            if self.shape.checkpoints == Precision::Bf16
-                && level.is_multiple_of(self.shape.interval())
-            {
-                if level > 0 {
-                    let above = self.shape.output_of(level - 1, length);
-                    let input = self.shape.input_of(level, length);
-                    self.arena.copy_within(above, input.start);
-                }
-                self.narrow_input(level, length);
-            }
-            if let Some(gram) = gram.as_deref_mut() {
-                site += self.add_gram(adapters, level, images, site, gram);
-            }
+            self.keep_input(level, length);
             self.run_block(adapters, accuracy, level, images);
             let tap = self.shape.blocks.start + level + 1;
             if let Some(slot) = self.shape.taps.iter().position(|&t| t == tap) {
@@ -192,6 +141,54 @@ impl<'w> Stack<'w> {
                 }
             }
         }
+    }
+
+    /// Runs `images` images as [`Stack::forward`] does, to [`Accuracy::Training`], and adds `z z^T` of
+    /// every token to `gram`, `[r, r]` a site, where `z = A^T h` is what a site's core sees.
+    ///
+    /// # Panics
+    /// When `images` exceeds the shape's, or `gram` has another length.
+    pub fn gram(&mut self, adapters: &Adapters, images: usize, gram: &mut [f32]) {
+        self.add_prompts(adapters, images);
+        let length = images * self.shape.per_image();
+        let (mut site, depth) = (0, self.shape.blocks.len());
+        for level in 0..depth {
+            self.keep_input(level, length);
+            site += self.add_gram(adapters, level, images, site, gram);
+            // Nobody asks what the last block makes of it.
+            if level + 1 < depth {
+                self.run_block(adapters, Accuracy::Training, level, images);
+            }
+        }
+    }
+
+    /// Moves the class token of each image in front of the prompts.
+    fn add_prompts(&mut self, adapters: &Adapters, images: usize) {
+        assert!(
+            images <= self.shape.images,
+            "more images than the stack holds"
+        );
+        let (d, prompts) = (self.shape.geometry.dim, self.shape.prompts);
+        let per_image = self.shape.per_image();
+        let input = self.shape.input_of(0, images * per_image);
+        for stream in self.arena[input].chunks_exact_mut(per_image) {
+            stream.copy_within(prompts * d..(prompts + 1) * d, 0);
+            stream[d..(prompts + 1) * d].copy_from_slice(&adapters.prompts);
+        }
+    }
+
+    /// Keeps the input of the block at `level` where that is done in bf16.
+    fn keep_input(&mut self, level: usize, length: usize) {
+        let first = level.is_multiple_of(self.shape.interval());
+        if self.shape.checkpoints == Precision::F32 || !first {
+            return;
+        }
+        if level > 0 {
+            let above = self.shape.output_of(level - 1, length);
+            let input = self.shape.input_of(level, length);
+            self.arena.copy_within(above, input.start);
+        }
+        self.narrow_input(level, length);
     }
 
     /// Adds the Gram matrices of one block's sites, of which the first is `site`; returns how many

@@ -445,10 +445,7 @@ impl Worker<'_> {
                 let pooled = &mut self.d_row[..lower];
                 encoded.cache.read(record, self.stack.input(slot), pooled)?;
             }
-            let made = images.len() * self.stack.shape().features();
-            let features = &mut self.stacked[..made];
-            self.stack
-                .forward_with_gram(adapters, images.len(), features, &mut sum);
+            threads::awake(|| self.stack.gram(adapters, images.len(), &mut sum));
         }
         Ok(sum)
     }
