@@ -124,6 +124,11 @@ fn every_kind_of_gradient_matches_central_differences() {
 /// Gradients of a batch with everything kept, and with another plan.
 fn gradient_with(shape: &StackShape, accuracy: Accuracy, phase: Phase) -> Vec<f32> {
     let (_folder, weights) = small_vit();
+    gradient_of(Stack::new(&weights, shape.clone()), accuracy, phase)
+}
+
+fn gradient_of(mut stack: Stack<'_>, accuracy: Accuracy, phase: Phase) -> Vec<f32> {
+    let shape = &stack.shape().clone();
     let mut rng = ChaCha8Rng::seed_from_u64(8);
     let adapters = adapters(shape, &mut rng);
     let n = 2 * shape.cached_tokens * shape.geometry.dim;
@@ -132,7 +137,6 @@ fn gradient_with(shape: &StackShape, accuracy: Accuracy, phase: Phase) -> Vec<f3
         .map(|_| rng.random_range(-1.0..1.0))
         .collect();
     let mut gradient = vec![0.0; shape.gradient_len(&adapters, phase)];
-    let mut stack = Stack::new(&weights, shape.clone());
     let per_image = n / 2;
     let width = shape.features();
     for first in (0..2).step_by(shape.images) {
@@ -195,6 +199,47 @@ fn the_gradient_of_every_plan_is_that_of_the_untiled_step() {
             }
         }
     }
+}
+
+#[test]
+fn weights_that_take_turns_give_the_same_gradient() {
+    let (_folder, weights) = small_vit();
+    let shape = shape(&weights, 2);
+    for accuracy in [Accuracy::Full, Accuracy::Training] {
+        let [always, one, two] = [0, 1, 2].map(|in_turns| {
+            let stack = Stack::new(&weights, shape.clone()).in_turns(in_turns);
+            gradient_of(stack, accuracy, Phase::Bases)
+        });
+        assert_eq!(always, one);
+        assert_eq!(always, two);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_block_that_is_given_back_takes_no_memory_until_it_is_read() {
+    let (_folder, weights) = small_vit();
+    // Of the mapping of the model file.
+    let resident = || -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let ours = maps
+            .lines()
+            .skip_while(|line| !line.ends_with(weights.path().to_str().unwrap()));
+        let rss = ours
+            .skip(1)
+            .find_map(|line| line.strip_prefix("Rss:"))
+            .unwrap();
+        1024 * rss.trim_end_matches("kB").trim().parse::<usize>().unwrap()
+    };
+    let read = |block: usize| weights.block(block).fc1_weight.unpack().iter().sum::<f32>();
+    let page = 4096;
+    let blocks = weights.geometry().depth;
+    let first: Vec<f32> = (0..blocks).map(read).collect();
+    let before = resident();
+    weights.release_block(1);
+    assert!(resident() + weights.bytes_of(1..2) <= before + 2 * page);
+    assert_eq!((0..blocks).map(read).collect::<Vec<_>>(), first);
+    assert!(resident() + 2 * page >= before);
 }
 
 /// The number that element `index` of a gradient belongs to.

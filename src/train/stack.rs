@@ -32,6 +32,8 @@ pub struct Stack<'w> {
     arena: Vec<f32>,
     /// Kept inputs when they are stored as bf16.
     narrow: Vec<bf16>,
+    /// See [`Stack::in_turns`].
+    in_turns: usize,
 }
 
 impl<'w> Stack<'w> {
@@ -43,7 +45,15 @@ impl<'w> Stack<'w> {
             arena: vec![0.0; buffers.iter().map(Buffer::len).sum()],
             narrow: vec![bf16::ZERO; narrow.as_ref().map_or(0, Buffer::len)],
             shape,
+            in_turns: 0,
         }
+    }
+
+    /// Gives back the pages of the first so many blocks once they have run forward, and of the last
+    /// once they have run backward: these wait longest until they are needed again. So the frozen
+    /// weights of so many blocks never take memory, for reading twice as many again at every pass.
+    pub fn in_turns(self, in_turns: usize) -> Self {
+        Self { in_turns, ..self }
     }
 
     pub fn shape(&self) -> &StackShape {
@@ -127,6 +137,10 @@ impl<'w> Stack<'w> {
         for level in 0..self.shape.blocks.len() {
             self.keep_input(level, length);
             self.run_block(adapters, accuracy, level, images);
+            let backward_follows = accuracy == Accuracy::Training;
+            if level < self.in_turns || self.is_late(level) && !backward_follows {
+                self.release(level);
+            }
             let tap = self.shape.blocks.start + level + 1;
             if let Some(slot) = self.shape.taps.iter().position(|&t| t == tap) {
                 let output = &self.arena[self.shape.output_of(level, length)];
@@ -158,8 +172,20 @@ impl<'w> Stack<'w> {
             // Nobody asks what the last block makes of it.
             if level + 1 < depth {
                 self.run_block(adapters, Accuracy::Training, level, images);
+                if level < self.in_turns || self.is_late(level) {
+                    self.release(level);
+                }
             }
         }
+    }
+
+    /// Whether a block is one of the last that take turns.
+    fn is_late(&self, level: usize) -> bool {
+        level + self.in_turns >= self.shape.blocks.len()
+    }
+
+    fn release(&self, level: usize) {
+        self.weights.release_block(self.shape.blocks.start + level);
     }
 
     /// Moves the class token of each image in front of the prompts.
@@ -318,6 +344,9 @@ impl<'w> Stack<'w> {
                     .as_mut(),
                 scratch,
             );
+            if self.is_late(level) {
+                self.release(level);
+            }
         }
         for d_stream in self.arena[d_stream].chunks_exact(per_image) {
             let rows = &d_stream[d..(prompts + 1) * d];

@@ -342,20 +342,60 @@ impl Weights {
         }
     }
 
+    /// Bytes of the whole mapping.
+    pub fn bytes(&self) -> usize {
+        self.0.map.len()
+    }
+
+    /// Bytes of some blocks.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn bytes_of(&self, blocks: Range<usize>) -> usize {
+        self.place_of(blocks).len()
+    }
+
+    /// Where some blocks lie in the mapping.
+    fn place_of(&self, blocks: Range<usize>) -> Range<usize> {
+        let of = |block: usize| EMBEDDING_TENSORS + block * BLOCK_TENSORS;
+        let tensors = &self.0.tensors[of(blocks.start)..of(blocks.end)];
+        match (tensors.first(), tensors.last()) {
+            (Some(first), Some(last)) => first.start..last.end,
+            _ => 0..0,
+        }
+    }
+
     /// Gives the memory of all pages below a block back: they are read from the file again when they
     /// are next used. What the system refuses here costs memory and nothing else.
+    ///
+    /// # Panics
+    /// When there is no such block.
     pub fn release_below(&self, block: usize) {
         let first = self.0.tensors[0].start;
-        let last = self.0.tensors[EMBEDDING_TENSORS + block * BLOCK_TENSORS - 1].end;
+        self.release_bytes(
+            first..self.0.tensors[EMBEDDING_TENSORS + block * BLOCK_TENSORS - 1].end,
+        );
+    }
+
+    /// Gives the memory of one block back, as [`Weights::release_below`] does.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn release_block(&self, block: usize) {
+        self.release_bytes(self.place_of(block..block + 1));
+    }
+
+    fn release_bytes(&self, place: Range<usize>) {
         #[cfg(target_os = "linux")]
         // SAFETY: the mapping is read-only and of a file, so that pages that are dropped come back
         // as they were.
         let _ = unsafe {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            self.0
-                .map
-                .unchecked_advise_range(advice, first, last - first)
+            let map = &self.0.map;
+            map.unchecked_advise_range(advice, place.start, place.len())
         };
+        #[cfg(not(target_os = "linux"))]
+        let _ = place;
     }
 
     /// The norm behind the last block.
