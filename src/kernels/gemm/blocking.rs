@@ -295,10 +295,6 @@ pub(super) struct Job<'k> {
     alpha: f32,
     pub beta: f32,
     /// Of products that `serial` has a choice in.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(dead_code, reason = "only the tile unit has a choice")
-    )]
     pub accuracy: Accuracy,
     serial: ColumnsFn,
 }
