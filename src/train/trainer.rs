@@ -94,22 +94,6 @@ impl Features {
     }
 }
 
-/// What a process has in memory beside the weights and what is planned: the program itself, stacks
-/// and what the C library keeps, as `benches/memory.sh` measures it at most.
-const PROGRAM_BYTES: usize = 18 << 20;
-
-/// How many frozen blocks at either end have to [take turns](Stack::in_turns) so that the process
-/// stays below 1.25 times the weights; none where that would not do.
-fn blocks_in_turns(weights: &Weights, plan: &Plan) -> usize {
-    let blocks = plan.stack.blocks.clone();
-    let most = weights.bytes() + weights.bytes() / 4;
-    let fits = |spared: &usize| {
-        let frozen = weights.bytes_of(blocks.start + spared..blocks.end);
-        plan.bytes() + PROGRAM_BYTES + frozen < most
-    };
-    (0..=blocks.len() / 4).find(fits).unwrap_or(0)
-}
-
 /// The buffers of one worker.
 struct Worker<'w> {
     stack: Stack<'w>,
@@ -218,10 +202,9 @@ impl<'a> Trainer<'a> {
         let share = batch.div_ceil(plan.workers).max(1);
         let width = encoded.cache.pooled() + shape.features();
         let gradient = shape.gradient_len(adapters, plan.phase);
-        let in_turns = blocks_in_turns(weights, plan);
         let workers = (0..plan.workers)
             .map(|_| Worker {
-                stack: Stack::new(weights, shape.clone()).in_turns(in_turns),
+                stack: Stack::new(weights, shape.clone()).in_turns(plan.in_turns),
                 gradient: vec![0.0; gradient],
                 features: vec![0.0; shape.images * width],
                 stacked: vec![0.0; shape.images * shape.features()],

@@ -12,6 +12,7 @@ mod weights;
 pub use geometry::{Activation, Geometry, Pixels};
 pub(crate) use prefix::MLP_ROWS;
 pub use prefix::{Prefix, PrefixError, check_resolution};
+pub(crate) use weights::weights_bytes;
 pub use weights::{
     BlockWeights, ContentHash, EmbeddingWeights, NormWeights, Preprocessing, Tensors, Weights,
     WeightsError,

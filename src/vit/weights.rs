@@ -175,6 +175,20 @@ fn layout(g: &Geometry) -> Vec<Stored> {
     tensors
 }
 
+/// Bytes of all weights of such a model, and of one block.
+pub(crate) fn weights_bytes(geometry: &Geometry) -> (usize, usize) {
+    let bytes = |tensors: &[Stored]| -> usize {
+        let floats = tensors.iter().map(|stored| stored.len());
+        floats.map(|len| len * size_of::<f32>()).sum()
+    };
+    let tensors = layout(geometry);
+    let block = &tensors[EMBEDDING_TENSORS..];
+    (
+        bytes(&tensors),
+        bytes(&block[..BLOCK_TENSORS.min(block.len())]),
+    )
+}
+
 const EMBEDDING_TENSORS: usize = 5;
 const BLOCK_TENSORS: usize = 12;
 
@@ -340,11 +354,6 @@ impl Weights {
             fc2_weight: matrix(10, hidden, d),
             fc2_bias: at(11),
         }
-    }
-
-    /// Bytes of the whole mapping.
-    pub fn bytes(&self) -> usize {
-        self.0.map.len()
     }
 
     /// Bytes of some blocks.

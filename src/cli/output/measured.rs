@@ -30,6 +30,8 @@ pub struct PlanReport {
     pub checkpoints: &'static str,
     /// Blocks, counted from the last, whose insides are kept too.
     pub kept_insides: usize,
+    /// Frozen blocks at either end whose pages are given back while they wait.
+    pub blocks_in_turns: usize,
     /// Rows of the MLP worked on together; none means all. The same for its hidden columns and for
     /// the queries of attention.
     pub mlp_rows: Option<usize>,
@@ -55,6 +57,7 @@ impl From<&Plan> for PlanReport {
                 Precision::Bf16 => "bf16",
             },
             kept_insides: plan.stack.kept_insides,
+            blocks_in_turns: plan.in_turns,
             mlp_rows: tile(plan.stack.mlp_rows),
             mlp_columns: tile(plan.stack.mlp_columns),
             attention_rows: tile(plan.stack.attention_rows),
@@ -101,7 +104,7 @@ impl Report for PlanReport {
             out,
             "of a budget of {} bytes ({}): {} to encode with {} together, and {} to decode in; \
              {} to train with {} at a time, the input of every {} kept as {}{}; \
-             tiles: MLP {} rows by {} columns, attention {} queries",
+             tiles: MLP {} rows by {} columns, attention {} queries{}",
             self.budget,
             mebibytes(self.budget),
             count(self.encode_threads, "thread", "threads"),
@@ -124,6 +127,13 @@ impl Report for PlanReport {
             tile(self.mlp_rows),
             tile(self.mlp_columns),
             tile(self.attention_rows),
+            match self.blocks_in_turns {
+                0 => String::new(),
+                n => format!(
+                    "; {} at either end in memory by turns",
+                    count(n, "block", "blocks")
+                ),
+            },
         )
     }
 }
@@ -194,6 +204,7 @@ mod tests {
             checkpoint_every: 1,
             checkpoints: "f32",
             kept_insides: 0,
+            blocks_in_turns: 0,
             mlp_rows: None,
             mlp_columns: Some(384),
             attention_rows: None,
@@ -219,6 +230,7 @@ mod tests {
             "checkpoint_every",
             "checkpoints",
             "kept_insides",
+            "blocks_in_turns",
             "mlp_rows",
             "mlp_columns",
             "attention_rows",

@@ -12,11 +12,13 @@
 
 mod closing;
 mod encoding;
+mod process;
 mod training;
 
 use serde::Serialize;
 
 pub use encoding::Encoding;
+use process::blocks_in_turns;
 use training::{Candidate, buffers, candidates, cost};
 
 use super::stack::{Phase, Precision, StackShape};
@@ -113,6 +115,8 @@ pub struct Plan {
     /// Stacks that run at the same time. Threads beyond them share the large products.
     pub workers: usize,
     pub stack: StackShape,
+    /// Frozen blocks at either end that [take turns](crate::train::stack::Stack::in_turns) in memory.
+    pub in_turns: usize,
     /// What is learned.
     pub phase: Phase,
     /// Classes the head knows in the end.
@@ -182,21 +186,28 @@ impl Plan {
         if !(fits(Turn::Moving) && fits(Turn::Closing)) {
             return Err(refuse());
         }
-        let mut best: Option<(f64, Candidate, Vec<PlannedBuffer>)> = None;
+        // Whether the process can stay within a quarter more than the weights.
+        let within = blocks_in_turns(demand, 1, budget).is_some();
+        let mut best: Option<(f64, Candidate, Vec<PlannedBuffer>, usize)> = None;
         for candidate in candidates(demand) {
             let buffers = buffers(demand, &candidate);
             let cost = cost(demand, &candidate);
             let better = best.as_ref().is_none_or(|(least, ..)| cost < *least);
-            if better && bytes_of(&buffers, Turn::Training) <= room {
-                best = Some((cost, candidate, buffers));
+            let bytes = bytes_of(&buffers, Turn::Training);
+            if better && bytes <= room {
+                let turns = blocks_in_turns(demand, candidate.workers, budget - room + bytes);
+                if turns.is_some() || !within {
+                    best = Some((cost, candidate, buffers, turns.unwrap_or(0)));
+                }
             }
         }
-        let (_, candidate, training) = best.ok_or_else(refuse)?;
+        let (_, candidate, training, in_turns) = best.ok_or_else(refuse)?;
         let encodes = demand.buffers_of(&encoding);
         Ok(Self {
             budget,
             workers: candidate.workers,
             stack: candidate.stack,
+            in_turns,
             phase: demand.phase,
             classes: demand.classes,
             encoding,
@@ -484,6 +495,27 @@ mod tests {
         ] {
             assert!(text.contains(word), "{word} is not in {text:?}");
         }
+    }
+
+    #[test]
+    fn at_the_promised_budgets_the_process_stays_within_a_quarter_more_than_the_weights() {
+        for (adapted, resolution, budget) in [(4, 112, 4), (12, 112, 8), (4, 224, 8), (12, 224, 16)]
+        {
+            for threads in [1, 2, 4] {
+                for phase in [Phase::Bases, Phase::Cores] {
+                    let mut demand = demand(resolution, adapted, threads);
+                    demand.phase = phase;
+                    let plan = Plan::new(&demand, budget * MIB).unwrap();
+                    let (weights, block) = crate::vit::weights_bytes(&demand.geometry);
+                    let resident = (adapted - plan.in_turns) * block + budget * MIB + 15 * MIB;
+                    assert!(4 * resident <= 5 * weights, "{demand:?}");
+                    assert!(plan.in_turns == 0 || plan.workers == 1);
+                }
+            }
+        }
+        // Where memory is plenty, nothing is given back.
+        let plan = Plan::new(&demand(112, 12, 2), 64 * MIB).unwrap();
+        assert_eq!((plan.in_turns, plan.workers), (0, 2));
     }
 
     #[test]
