@@ -7,7 +7,7 @@
 //! Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
 //! Computations", arXiv 1904.06376), at a sixth of the tile unit's rate, which is still more than
 //! twice that of AVX-512. Half of that is lost to splitting and to fetching; `docs/performance.md` has
-//! what is left. Training takes the first two parts of each factor, the second rounded, and the three
+//! what is left. Training takes two parts of each factor, rounded to the nearest, and the three
 //! products that reach 2^-16, at a third of the rate. An infinity comes out as NaN.
 
 use super::blocking::{Accuracy, Job, parts};
