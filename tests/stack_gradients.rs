@@ -236,6 +236,10 @@ fn a_block_that_is_given_back_takes_no_memory_until_it_is_read() {
     let blocks = weights.geometry().depth;
     let first: Vec<f32> = (0..blocks).map(read).collect();
     let before = resident();
+    if before < weights.bytes_of(0..blocks) {
+        eprintln!("skipped: this system does not tell what of a mapping is resident");
+        return;
+    }
     weights.release_block(1);
     assert!(resident() + weights.bytes_of(1..2) <= before + 2 * page);
     assert_eq!((0..blocks).map(read).collect::<Vec<_>>(), first);
