@@ -6,6 +6,8 @@
 //! in [panels](crate::kernels::panels); positions and registers are row-major.
 //! Layer scale, where the model has one, is already multiplied into the projection behind it.
 
+mod layout;
+
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -19,6 +21,8 @@ use sha2::{Digest, Sha256};
 
 use super::Geometry;
 use crate::kernels::panels::Panels;
+pub(crate) use layout::weights_bytes;
+use layout::{BLOCK_TENSORS, EMBEDDING_TENSORS, Stored, layout};
 
 const MAGIC: [u8; 8] = *b"fledgewt";
 const VERSION: u32 = 2;
@@ -116,81 +120,6 @@ pub struct BlockWeights<'a> {
     /// `[D]`
     pub fc2_bias: &'a [f32],
 }
-
-/// How a tensor is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stored {
-    /// So many numbers, as they are.
-    Plain(usize),
-    /// `[rows, cols]` in panels.
-    Panels(usize, usize),
-}
-
-impl Stored {
-    /// Numbers of the tensor itself.
-    fn given(self) -> usize {
-        match self {
-            Self::Plain(len) => len,
-            Self::Panels(rows, cols) => rows * cols,
-        }
-    }
-
-    /// Numbers in the file.
-    fn len(self) -> usize {
-        match self {
-            Self::Plain(len) => len,
-            Self::Panels(rows, cols) => Panels::len(rows, cols),
-        }
-    }
-}
-
-/// All tensors in file order: embedding, blocks, final norm.
-fn layout(g: &Geometry) -> Vec<Stored> {
-    use Stored::{Panels, Plain};
-    let d = g.dim;
-    let mut tensors = vec![
-        Panels(3 * g.patch * g.patch, d),
-        Plain(d),
-        Plain(d),
-        Plain(g.registers * d),
-        Plain(g.position_grid * g.position_grid * d),
-    ];
-    for _ in 0..g.depth {
-        tensors.extend([
-            Plain(d),
-            Plain(d),
-            Panels(d, 3 * d),
-            Plain(3 * d),
-            Panels(d, d),
-            Plain(d),
-            Plain(d),
-            Plain(d),
-            Panels(d, g.hidden),
-            Plain(g.hidden),
-            Panels(g.hidden, d),
-            Plain(d),
-        ]);
-    }
-    tensors.extend([Plain(d), Plain(d)]);
-    tensors
-}
-
-/// Bytes of all weights of such a model, and of one block.
-pub(crate) fn weights_bytes(geometry: &Geometry) -> (usize, usize) {
-    let bytes = |tensors: &[Stored]| -> usize {
-        let floats = tensors.iter().map(|stored| stored.len());
-        floats.map(|len| len * size_of::<f32>()).sum()
-    };
-    let tensors = layout(geometry);
-    let block = &tensors[EMBEDDING_TENSORS..];
-    (
-        bytes(&tensors),
-        bytes(&block[..BLOCK_TENSORS.min(block.len())]),
-    )
-}
-
-const EMBEDDING_TENSORS: usize = 5;
-const BLOCK_TENSORS: usize = 12;
 
 /// The tensors of a model in file order, as an import produces them: matrices `[in, out]`, row-major.
 ///

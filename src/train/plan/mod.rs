@@ -13,6 +13,8 @@
 mod closing;
 mod encoding;
 mod process;
+#[cfg(test)]
+mod tests;
 mod training;
 
 use serde::Serialize;
@@ -414,117 +416,5 @@ impl List {
         let sizes: Vec<String> = shape.iter().map(usize::to_string).collect();
         let bytes = 4 * shape.iter().product::<usize>() * copies;
         self.add(buffer, format!("[{}] f32", sizes.join(", ")), bytes);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::vit::Activation;
-
-    const MIB: usize = 1 << 20;
-
-    /// The default model's blocks, learning with 8 prompts at rank 16.
-    fn demand(resolution: Pixels, adapted: usize, threads: usize) -> Demand {
-        Demand {
-            geometry: Geometry {
-                dim: 384,
-                depth: 12,
-                heads: 6,
-                hidden: 1536,
-                patch: 14,
-                image: 224,
-                registers: 0,
-                position_grid: 37,
-                norm_eps: 1e-6,
-                activation: Activation::Gelu,
-                layer_scale: true,
-            },
-            resolution,
-            first_adapted: 12 - adapted,
-            projections: 2,
-            prompts: 8,
-            rank: 16,
-            taps: vec![6, 8, 10, 11, 12],
-            classes: 10,
-            task_classes: 6,
-            images: 200,
-            largest_class: 40,
-            known: 4 * 6 * 3840,
-            batch: 16,
-            threads,
-            phase: Phase::Bases,
-        }
-    }
-
-    #[test]
-    fn the_promised_settings_fit_their_budgets_without_rounding_what_is_kept() {
-        for (resolution, adapted, budget) in [(112, 4, 4), (112, 12, 8), (224, 4, 8), (224, 12, 16)]
-        {
-            for threads in [1, 2, 4] {
-                for phase in [Phase::Bases, Phase::Cores] {
-                    let mut demand = demand(resolution, adapted, threads);
-                    demand.phase = phase;
-                    if phase == Phase::Bases {
-                        // Nothing is known before a first task.
-                        demand.known = 0;
-                    }
-                    let plan = Plan::new(&demand, budget * MIB).unwrap();
-                    assert!(plan.bytes() <= budget * MIB);
-                    assert_eq!(plan.stack.checkpoints, Precision::F32, "{demand:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_refusal_names_the_smallest_budget_and_that_one_is_enough() {
-        let demand = demand(224, 12, 2);
-        let error = Plan::new(&demand, MIB).unwrap_err();
-        assert!(Plan::new(&demand, error.smallest).is_ok());
-        assert_eq!(
-            Plan::new(&demand, error.smallest - 1).unwrap_err().smallest,
-            error.smallest
-        );
-        let text = error.to_string();
-        for word in [
-            "--budget",
-            "--resolution (to 112)",
-            "--adapt-blocks (to 6)",
-            "--rank (to 8)",
-        ] {
-            assert!(text.contains(word), "{word} is not in {text:?}");
-        }
-    }
-
-    #[test]
-    fn at_the_promised_budgets_the_process_stays_within_a_quarter_more_than_the_weights() {
-        for (adapted, resolution, budget) in [(4, 112, 4), (12, 112, 8), (4, 224, 8), (12, 224, 16)]
-        {
-            for threads in [1, 2, 4] {
-                for phase in [Phase::Bases, Phase::Cores] {
-                    let mut demand = demand(resolution, adapted, threads);
-                    demand.phase = phase;
-                    let plan = Plan::new(&demand, budget * MIB).unwrap();
-                    let (weights, block) = crate::vit::weights_bytes(&demand.geometry);
-                    let resident = (adapted - plan.in_turns) * block + budget * MIB + 15 * MIB;
-                    assert!(4 * resident <= 5 * weights, "{demand:?}");
-                    assert!(plan.in_turns == 0 || plan.workers == 1);
-                }
-            }
-        }
-        // Where memory is plenty, nothing is given back.
-        let plan = Plan::new(&demand(112, 12, 2), 64 * MIB).unwrap();
-        assert_eq!((plan.in_turns, plan.workers), (0, 2));
-    }
-
-    #[test]
-    fn a_larger_budget_buys_workers_before_anything_else() {
-        let demand = demand(112, 4, 2);
-        let small = Plan::new(&demand, 4 * MIB).unwrap();
-        let large = Plan::new(&demand, 64 * MIB).unwrap();
-        assert!(small.bytes() < large.bytes());
-        assert_eq!((large.workers, large.stack.checkpoint_every), (2, 1));
-        assert_eq!(large.stack.mlp_rows, usize::MAX);
     }
 }

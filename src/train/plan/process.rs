@@ -6,9 +6,9 @@
 use super::Demand;
 use crate::vit::weights_bytes;
 
-/// The program itself, stacks, and what the C library keeps between allocations, and how much more
-/// of it `benches/memory.sh` has seen.
-const PROGRAM_BYTES: usize = 15 << 20;
+/// The program itself, stacks, and what the C library keeps between allocations.
+pub(super) const PROGRAM_BYTES: usize = 15 << 20;
+/// How much more than that `benches/memory.sh` has seen.
 const SLACK_BYTES: usize = 3 << 20;
 
 /// How many blocks at either end take turns while so many workers train within `bytes`; none where
