@@ -160,6 +160,36 @@ fn relative_difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[test]
+fn images_with_fewer_tokens_run_as_in_a_stack_made_for_them() {
+    let (_folder, weights) = small_vit();
+    let all = shape(&weights, 2);
+    for (checkpoint_every, checkpoints, kept_insides) in [
+        (1, Precision::F32, 0),
+        (2, Precision::F32, 1),
+        (2, Precision::Bf16, 0),
+        (1, Precision::F32, all.blocks.len()),
+    ] {
+        let large = StackShape {
+            checkpoint_every,
+            checkpoints,
+            kept_insides,
+            ..all.clone()
+        };
+        for cached_tokens in [2, all.cached_tokens - 3, all.cached_tokens] {
+            let small = StackShape {
+                cached_tokens,
+                ..large.clone()
+            };
+            let mut stack = Stack::new(&weights, large.clone());
+            stack.take_tokens(cached_tokens);
+            let found = gradient_of(stack, Accuracy::Full, Phase::Bases);
+            let expected = gradient_with(&small, Accuracy::Full, Phase::Bases);
+            assert_eq!(found, expected, "{cached_tokens} tokens");
+        }
+    }
+}
+
+#[test]
 fn the_gradient_of_every_plan_is_that_of_the_untiled_step() {
     let (_folder, weights) = small_vit();
     let untiled = shape(&weights, 2);

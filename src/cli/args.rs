@@ -342,8 +342,8 @@ pub struct DemoArguments {
 
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Where --rank, --prompts, --adapt-blocks or --guard list several values, every \
-    combination is run as a method of its own, named like \"fm-lora rank=4 prompts=0\".\n\
+    after_help = "Where --rank, --prompts, --adapt-blocks, --guard or --token-drop list several \
+    values, every combination is run as a method of its own, named like \"fm-lora rank=4 prompts=0\".\n\
     Ctrl-C ends after the task at hand; what is finished stays in the --json file, and --resume \
     goes on from it."
 )]
@@ -396,6 +396,9 @@ pub struct EvalArguments {
     /// Weight of the drift guard; 0 turns it off
     #[arg(long, value_name = "X,…", value_delimiter = ',', value_parser = finite)]
     pub guard: Vec<f32>,
+    /// Share of an image's patch tokens that a training step leaves out; 0 keeps all
+    #[arg(long, value_name = "SHARE,…", value_delimiter = ',', value_parser = rate)]
+    pub token_drop: Vec<f32>,
     /// Train each task for at most this many passes
     #[arg(long, value_name = "N")]
     pub epochs: Option<NonZeroUsize>,

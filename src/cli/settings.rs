@@ -385,6 +385,14 @@ fn variants(arguments: &EvalArguments, depth: usize) -> Vec<Variant> {
     vary(&mut variants, "guard", &arguments.guard, |v, &guard| {
         v.settings.fit.guard = guard;
     });
+    vary(
+        &mut variants,
+        "token-drop",
+        &arguments.token_drop,
+        |v, &share| {
+            v.settings.fit.token_drop = share;
+        },
+    );
     variants
 }
 

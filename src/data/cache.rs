@@ -195,32 +195,77 @@ impl PrefixCache {
     ) -> Result<(), CacheError> {
         assert_eq!(tokens.len(), self.tokens, "tokens are [tokens, dim]");
         assert_eq!(pooled.len(), self.pooled, "pooled is [pooled]");
-        if !self.written[index].load(Ordering::Acquire) {
-            return Err(CacheError::NotWritten { index });
+        let at = self.start_of(index)?;
+        self.read_halves(at, tokens)?;
+        self.read_floats(at + 2 * tokens.len() as u64, pooled)
+    }
+
+    /// Reads as [`PrefixCache::read`] does, but only some of the tokens: `tokens` is `[rows, dim]`.
+    /// Allocates nothing.
+    ///
+    /// # Errors
+    /// When that image was never written, or the disk fails.
+    ///
+    /// # Panics
+    /// When `index`, a row or a length does not fit the cache.
+    pub fn read_rows(
+        &self,
+        index: usize,
+        rows: &[usize],
+        tokens: &mut [f32],
+        pooled: &mut [f32],
+    ) -> Result<(), CacheError> {
+        assert_eq!(pooled.len(), self.pooled, "pooled is [pooled]");
+        let dim = tokens.len() / rows.len().max(1);
+        assert_eq!(tokens.len(), rows.len() * dim, "tokens are [rows, dim]");
+        let at = self.start_of(index)?;
+        for (&row, token) in rows.iter().zip(tokens.chunks_exact_mut(dim.max(1))) {
+            assert!((row + 1) * dim <= self.tokens, "an image has this row");
+            self.read_halves(at + 2 * (row * dim) as u64, token)?;
         }
-        let failed = |source| self.io_error("read", source);
-        let mut at = self.offset(index);
+        self.read_floats(at + 2 * self.tokens as u64, pooled)
+    }
+
+    /// Where the record of an image that was written starts.
+    fn start_of(&self, index: usize) -> Result<u64, CacheError> {
+        match self.written[index].load(Ordering::Acquire) {
+            true => Ok(self.offset(index)),
+            false => Err(CacheError::NotWritten { index }),
+        }
+    }
+
+    fn read_halves(&self, mut at: u64, numbers: &mut [f32]) -> Result<(), CacheError> {
         let mut halves = [f16::ZERO; CHUNK];
         let mut bytes = [0; 2 * CHUNK];
-        for chunk in tokens.chunks_mut(CHUNK) {
+        for chunk in numbers.chunks_mut(CHUNK) {
             let halves = &mut halves[..chunk.len()];
             let bytes = &mut bytes[..2 * chunk.len()];
-            self.file.read_exact_at(bytes, at).map_err(failed)?;
+            self.read_bytes(bytes, at)?;
             for (half, bytes) in halves.iter_mut().zip(bytes.chunks_exact(2)) {
                 *half = f16::from_le_bytes([bytes[0], bytes[1]]);
             }
             halves.convert_to_f32_slice(chunk);
             at += bytes.len() as u64;
         }
-        for chunk in pooled.chunks_mut(CHUNK / 2) {
+        Ok(())
+    }
+
+    fn read_floats(&self, mut at: u64, numbers: &mut [f32]) -> Result<(), CacheError> {
+        let mut bytes = [0; 2 * CHUNK];
+        for chunk in numbers.chunks_mut(CHUNK / 2) {
             let bytes = &mut bytes[..4 * chunk.len()];
-            self.file.read_exact_at(bytes, at).map_err(failed)?;
+            self.read_bytes(bytes, at)?;
             for (value, bytes) in chunk.iter_mut().zip(bytes.chunks_exact(4)) {
                 *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             }
             at += bytes.len() as u64;
         }
         Ok(())
+    }
+
+    fn read_bytes(&self, bytes: &mut [u8], at: u64) -> Result<(), CacheError> {
+        let read = self.file.read_exact_at(bytes, at);
+        read.map_err(|source| self.io_error("read", source))
     }
 
     fn offset(&self, index: usize) -> u64 {
@@ -319,6 +364,29 @@ mod tests {
         (0..count)
             .map(|k| ((image * 31 + k * 7) % 977) as f32 * 0.013 - 5.0)
             .collect()
+    }
+
+    #[test]
+    fn some_rows_are_those_of_the_whole_record() {
+        let (tokens, dim, pooled) = (13, 384, 2_500);
+        let cache = PrefixCache::create(None, 2, tokens, dim, pooled).unwrap();
+        cache
+            .write(1, &numbers(1, tokens * dim), &numbers(2, pooled))
+            .unwrap();
+        let (mut whole, mut features) = (vec![0.0; tokens * dim], vec![0.0; pooled]);
+        cache.read(1, &mut whole, &mut features).unwrap();
+        for rows in [&[0, 3, 12][..], &[5], &[], &[12, 0]] {
+            let (mut some, mut beside) = (vec![0.0; rows.len() * dim], vec![0.0; pooled]);
+            cache.read_rows(1, rows, &mut some, &mut beside).unwrap();
+            let expected = rows.iter().flat_map(|&row| &whole[row * dim..][..dim]);
+            assert!(some.iter().eq(expected), "{rows:?}");
+            assert_eq!(beside, features);
+        }
+        let unwritten = cache.read_rows(0, &[0], &mut vec![0.0; dim], &mut features);
+        assert!(matches!(
+            unwritten,
+            Err(CacheError::NotWritten { index: 0 })
+        ));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::train::objective::cross_entropy;
 use crate::train::parameters::Parameters;
 use crate::train::plan::Plan;
 use crate::train::stack::Phase;
-use crate::train::trainer::{Encoded, Features, FitError, Scorer, Target, Trainer};
+use crate::train::trainer::{Encoded, Features, FitError, Scorer, Target, TokenDrop, Trainer};
 
 /// Rank of M and N unless one is given.
 const CORE_RANK: usize = 8;
@@ -346,6 +346,7 @@ impl Lesson<'_> {
                     class: &class,
                     temperature: 1.0,
                     phase: self.phase,
+                    dropped: TokenDrop::NONE,
                 };
                 let (_, adapter_gradient) =
                     trainer.gradient(images, adapters, &features, &target)?;

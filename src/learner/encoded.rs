@@ -18,7 +18,7 @@ use crate::train::plan::{DEFAULT_BUDGET, Plan};
 use crate::train::saved::Saved;
 use crate::train::selection::TaskRank;
 use crate::train::stack::Phase;
-use crate::train::trainer::{Encoded, Features, FitError, Target, Trainer};
+use crate::train::trainer::{Encoded, Features, FitError, Target, TokenDrop, Trainer};
 use crate::vit::Geometry;
 
 /// One class of a task, as records of a prefix cache.
@@ -433,6 +433,7 @@ fn fisher(
         class: &class,
         temperature,
         phase: Phase::Cores,
+        dropped: TokenDrop::NONE,
     };
     let mut fisher = vec![0.0; trainer.gradient_len(adapters, Phase::Cores)];
     let n = images.len().min(FISHER_IMAGES);

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::judge::{classes_in, learn_into};
 use super::plan::{Demand, Plan, PlanError};
 use super::stack::Phase;
-use super::trainer::{Encoded, Features, FitError, Target, Trainer};
+use super::trainer::{Encoded, Features, FitError, Target, TokenDrop, Trainer};
 use crate::adapt::{Adapters, Projection};
 use crate::data::{CacheError, PrefixCache};
 use crate::head::{Classifier, DEFAULT_SHRINKAGE, HeadError, Layout, Statistics};
@@ -283,6 +283,7 @@ fn step(
         head: &classifier,
         temperature: 1.0,
         phase: Phase::Bases,
+        dropped: TokenDrop::NONE,
     };
     let times = timed(time, || {
         trainer.gradient(&all[..BATCH], &adapters, &features, &target)?;

@@ -6,8 +6,8 @@
 //! was computed on does not score there, so the adapters learn what generalises. The statistics of
 //! a half are refreshed for free, from the features its own training pass computes.
 
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::adam::{Adam, cosine};
@@ -15,7 +15,7 @@ use super::judge::{Heads, HeldOut, Quality, classes_in, crossfit_temperature};
 use super::parameters::{Guard, Parameters};
 use super::selection::{SELECTION_EPOCHS, Selection, TaskRank};
 use super::stack::Phase;
-use super::trainer::{Encoded, Features, FitError, Target, Trainer};
+use super::trainer::{Encoded, Features, FitError, Target, TokenDrop, Trainer};
 use crate::adapt::{Adapters, RankChoice, TaskCore};
 use crate::data::RowFile;
 use crate::head::{ClassId, DEFAULT_SHRINKAGE, Statistics};
@@ -33,6 +33,8 @@ pub struct FitSettings {
     pub core_epochs: usize,
     /// Images a step.
     pub batch: usize,
+    /// Share of an image's patch tokens that a [step leaves out](TokenDrop), 0 to 1.
+    pub token_drop: f32,
     /// Learning rate of the bases.
     pub rate: f32,
     /// Learning rate of the cores: small, as old classes' statistics were taken before it acts.
@@ -70,6 +72,7 @@ impl Default for FitSettings {
             epochs: 15,
             core_epochs: 3,
             batch: 16,
+            token_drop: 0.5,
             rate: 1e-3,
             core_rate: 2e-4,
             prompt_rate: 1e-3,
@@ -269,8 +272,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             if self.phase == Phase::Bases {
                 continue;
             }
-            self.trainer
-                .refresh(encoded.validation, self.adapters, self.features)?;
+            self.refresh()?;
             let now = self.quality()?;
             if let Some(selection) = &mut self.selection {
                 let (parameters, adam) = (&mut self.parameters, &mut self.adam);
@@ -296,9 +298,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         match self.phase {
             Phase::Bases => {
                 self.adapters.blend(&self.base, settings.blend);
-                for images in [encoded.training, encoded.validation] {
-                    self.trainer.refresh(images, self.adapters, self.features)?;
-                }
+                self.refresh()?;
                 after = (epochs > 0).then(|| self.quality()).transpose()?;
             }
             Phase::Cores => {
@@ -343,7 +343,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         self.class.clear();
         self.class
             .extend(classes_in(head, self.trainer.encoded().labels));
-        let target = Target {
+        let mut target = Target {
             class: &self.class,
             head,
             // Bounded, or a head that gets everything right would sharpen without end.
@@ -351,6 +351,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 .map_or(schedule.start, |t| t.value)
                 .max(schedule.start / SHARPENING),
             phase: self.phase,
+            dropped: TokenDrop::NONE,
         };
         let (_, peak_rate) = settings.schedule(self.phase);
         for images in images.chunks(settings.batch) {
@@ -361,6 +362,10 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 selection.open_gates(epoch, self.step, steps, parameters, &mut self.rng);
                 parameters.apply(&self.base, self.adapters);
             }
+            target.dropped = TokenDrop {
+                share: settings.token_drop,
+                seed: self.rng.random(),
+            };
             let (_, gradient) =
                 self.trainer
                     .gradient(images, self.adapters, self.features, &target)?;
@@ -384,6 +389,15 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             });
             self.parameters.apply(&self.base, self.adapters);
             self.step += 1;
+        }
+        Ok(())
+    }
+
+    /// Features of all images with the adapters as they are, from all tokens.
+    fn refresh(&mut self) -> Result<(), FitError> {
+        let encoded = self.trainer.encoded();
+        for images in [encoded.training, encoded.validation] {
+            self.trainer.refresh(images, self.adapters, self.features)?;
         }
         Ok(())
     }

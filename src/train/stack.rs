@@ -28,7 +28,9 @@ pub use shape::{Phase, Precision, StackShape};
 #[derive(Debug)]
 pub struct Stack<'w> {
     weights: &'w Weights,
+    /// Of the images at hand, which may have fewer tokens than the stack was made for.
     shape: StackShape,
+    most_tokens: usize,
     arena: Vec<f32>,
     /// Kept inputs when they are stored as bf16.
     narrow: Vec<bf16>,
@@ -44,6 +46,7 @@ impl<'w> Stack<'w> {
             weights,
             arena: vec![0.0; buffers.iter().map(Buffer::len).sum()],
             narrow: vec![bf16::ZERO; narrow.as_ref().map_or(0, Buffer::len)],
+            most_tokens: shape.cached_tokens,
             shape,
             in_turns: 0,
         }
@@ -60,6 +63,23 @@ impl<'w> Stack<'w> {
         &self.shape
     }
 
+    /// From now on every image has so many cached tokens, where some are left out of a step.
+    ///
+    /// # Panics
+    /// When they are more than the stack was made for.
+    pub fn take_tokens(&mut self, cached_tokens: usize) {
+        assert!(
+            cached_tokens <= self.most_tokens,
+            "more tokens than the stack holds"
+        );
+        self.shape.cached_tokens = cached_tokens;
+    }
+
+    /// Cached tokens of an image that the stack was made for.
+    pub fn most_tokens(&self) -> usize {
+        self.most_tokens
+    }
+
     /// Lends the arena while nothing runs.
     pub(super) fn lend(&mut self) -> Vec<f32> {
         std::mem::take(&mut self.arena)
@@ -67,6 +87,7 @@ impl<'w> Stack<'w> {
 
     /// Takes the arena back. What it holds is not read before it is written.
     pub(super) fn give_back(&mut self, mut arena: Vec<f32>) {
+        self.shape.cached_tokens = self.most_tokens;
         let places = self.shape.places();
         arena.resize(places[places.len() - 1].end, 0.0);
         self.arena = arena;

@@ -122,6 +122,12 @@ pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuff
     let name = per_worker("feature gradient and scores of an image");
     list.floats(name, &[width + demand.classes], workers);
 
+    let kept = stack.cached_tokens * size_of::<usize>();
+    list.add(
+        per_worker("tokens that take part"),
+        format!("[{}] indices", stack.cached_tokens),
+        kept * workers,
+    );
     if demand.phase == Phase::Cores {
         list.floats("M and N, and their gradient", &[2, demand.learned()], 1);
     }
