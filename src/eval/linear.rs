@@ -16,7 +16,8 @@ use crate::train::objective::cross_entropy;
 use crate::train::parameters::Parameters;
 use crate::train::plan::Plan;
 use crate::train::stack::Phase;
-use crate::train::trainer::{Encoded, Features, FitError, Scorer, Target, TokenDrop, Trainer};
+use crate::train::token_drop::TokenDrop;
+use crate::train::trainer::{Encoded, Features, FitError, Scorer, Target, Trainer};
 
 /// Rank of M and N unless one is given.
 const CORE_RANK: usize = 8;

@@ -18,7 +18,8 @@ use crate::train::plan::{DEFAULT_BUDGET, Plan};
 use crate::train::saved::Saved;
 use crate::train::selection::TaskRank;
 use crate::train::stack::Phase;
-use crate::train::trainer::{Encoded, Features, FitError, Target, TokenDrop, Trainer};
+use crate::train::token_drop::TokenDrop;
+use crate::train::trainer::{Encoded, Features, FitError, Target, Trainer};
 use crate::vit::Geometry;
 
 /// One class of a task, as records of a prefix cache.

@@ -12,4 +12,5 @@ pub mod plan;
 pub mod saved;
 pub mod selection;
 pub mod stack;
+pub mod token_drop;
 pub mod trainer;
