@@ -64,7 +64,10 @@ proptest! {
         assert_same_statistics(&forgot, &never_saw, 1e-5);
         let x = &set.features[0];
         let fit = |s: &Statistics| scores(&Classifier::fit(&[s], 0.1).unwrap(), x);
-        assert_same_scores(&fit(&forgot), &fit(&never_saw), 1e-3);
+        // Outright, for the centre may keep nothing either. The image is of the class that went: it can
+        // lie as far from one that stayed as from another, but their centred scores cannot all be
+        // small, and f32 moves them by 1e-5 of the largest (the covariance's condition is in the hundreds).
+        assert_close(&fit(&forgot), &fit(&never_saw), 1e-4);
     }
 
     #[test]
@@ -104,13 +107,15 @@ proptest! {
         seed in any::<u64>(), dim in 1usize..30, images in 2usize..20,
     ) {
         let set = Set::draw(seed, Layout { parts: 2, dim }, 3, 2, images);
-        let (mut pooled, mut merged) = (set.statistics(), set.statistics());
+        let (mut pooled, mut merged) = (set.without_factors(), set.without_factors());
         pooled.set_pooled(1, true);
         merged.merge(1, 1, 0).unwrap();
         let x = &set.features[0];
         let fit = |s: &Statistics| scores(&Classifier::fit(&[s], 0.1).unwrap(), x);
-        assert_same_scores(&fit(&pooled), &fit(&merged), 2e-3);
+        assert_same_scores(&fit(&pooled), &fit(&merged), 1e-4);
         // Each is still there to be removed, and takes its mark along.
+        let mut pooled = set.statistics();
+        pooled.set_pooled(1, true);
         pooled.forget_task(1).unwrap();
         prop_assert!(!pooled.is_pooled(1));
         let mut alone = set.statistics();

@@ -60,6 +60,13 @@ impl Set {
         statistics
     }
 
+    /// For what f16 factors would blur.
+    pub(super) fn without_factors(&self) -> Statistics {
+        let mut statistics = Statistics::transient(self.layout, 0..self.layout.parts);
+        self.learn_into(&mut statistics, 0..self.features.len());
+        statistics
+    }
+
     pub(super) fn components(&self) -> Vec<(ClassId, TaskId)> {
         let mut components = self.labels.clone();
         components.sort_unstable();
@@ -145,15 +152,21 @@ impl Set {
         forms
     }
 
-    /// Component scores, uncentred, as in the textbook.
+    /// Squared Mahalanobis distances to the components, summed over parts.
+    fn distances(&self, shrinkage: f64, x: &[f32]) -> Vec<f64> {
+        let deviation = |x: f64, mean: f64| x - mean;
+        self.forms(shrinkage, x, deviation, deviation)
+    }
+
+    /// Component scores as Gaussian log-likelihoods, less what all components share.
     pub(super) fn scores(&self, shrinkage: f64, x: &[f32]) -> Vec<f64> {
-        self.forms(shrinkage, x, |_, mean| mean, |x, mean| x - 0.5 * mean)
+        let distances = self.distances(shrinkage, x);
+        distances.iter().map(|distance| -0.5 * distance).collect()
     }
 
     /// Squared Mahalanobis distance to the nearest component, summed over parts.
     pub(super) fn distance(&self, shrinkage: f64, x: &[f32]) -> f64 {
-        let deviation = |x: f64, mean: f64| x - mean;
-        let distances = self.forms(shrinkage, x, deviation, deviation);
+        let distances = self.distances(shrinkage, x);
         distances.into_iter().fold(f64::INFINITY, f64::min)
     }
 }
@@ -216,32 +229,27 @@ pub(super) fn invert(mut a: Vec<f64>, n: usize) -> Vec<f64> {
     inverse
 }
 
-pub(super) fn spread(scores: &[f64]) -> f64 {
-    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let bottom = scores.iter().copied().fold(f64::INFINITY, f64::min);
-    (top - bottom).max(1.0)
-}
-
 pub(super) fn scores(classifier: &Classifier, x: &[f32]) -> Vec<f64> {
     let mut out = vec![0.0; classifier.classes().len()];
     classifier.scores(x, &mut out).unwrap();
     out.into_iter().map(f64::from).collect()
 }
 
-/// Scores agree up to the constant that all classes share, relative to their own spread.
+/// Scores agree up to the constant that all classes share, relative to the largest of the truth:
+/// rounding is a share of the scores, of which two may differ by next to nothing.
 pub(super) fn assert_same_scores(ours: &[f64], truth: &[f64], tolerance: f64) {
     assert_eq!(ours.len(), truth.len());
-    let scale = spread(truth);
+    let scale = truth.iter().fold(1.0f64, |top, v| top.max(v.abs()));
     for (a, b) in ours.iter().zip(truth) {
         let gap = ((a - ours[0]) - (b - truth[0])).abs() / scale;
         assert!(
             gap < tolerance,
-            "scores differ by {gap:e} of their spread: {ours:?} {truth:?}"
+            "scores differ by {gap:e} of their size: {ours:?} {truth:?}"
         );
     }
 }
 
-pub(super) fn assert_same_statistics(ours: &Statistics, truth: &Statistics, tolerance: f32) {
+pub(super) fn assert_same_statistics(ours: &Statistics, truth: &Statistics, tolerance: f64) {
     assert_eq!(ours.components().len(), truth.components().len());
     for (a, b) in ours.components().iter().zip(truth.components()) {
         assert_eq!((a.class, a.task, a.count), (b.class, b.task, b.count));
@@ -261,12 +269,15 @@ pub(super) fn assert_same_statistics(ours: &Statistics, truth: &Statistics, tole
     }
 }
 
-pub(super) fn assert_close(ours: &[f32], truth: &[f32], tolerance: f32) {
-    let scale = truth.iter().fold(1.0f32, |top, v| top.max(v.abs()));
-    for (x, y) in ours.iter().zip(truth) {
+/// Numbers agree outright, relative to the largest of the truth.
+pub(super) fn assert_close<T: Copy + Into<f64>>(ours: &[T], truth: &[T], tolerance: f64) {
+    assert_eq!(ours.len(), truth.len());
+    let scale = truth.iter().fold(1.0f64, |top, &v| top.max(v.into().abs()));
+    for (&x, &y) in ours.iter().zip(truth) {
+        let (x, y) = (x.into(), y.into());
         assert!(
             (x - y).abs() <= tolerance * scale,
-            "scatter {x} and {y} of {scale}"
+            "{x} and {y} of {scale} at most"
         );
     }
 }
