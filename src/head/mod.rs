@@ -27,7 +27,6 @@ mod transport;
 
 pub use by_part::Strangeness;
 pub use calibration::{Calibration, Temperature, probabilities};
-pub(crate) use cholesky::PANEL_ROWS;
 pub use classifier::Classifier;
 pub use factor::Factor;
 pub(crate) use factor::TILE;

@@ -12,9 +12,9 @@ use super::factor::Rows;
 use super::{HeadError, Layout, Statistics};
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 
-/// Images that the map of a part is fitted to, at most; more are thinned out evenly.
-const MOST_IMAGES: usize = 512;
-/// Ridge, as a share of the kernel's mean diagonal.
+/// Images whose features are looked at together.
+const WINDOW: usize = 64;
+/// Ridge, as a share of an image's mean squared distance from the centre.
 const RIDGE: f32 = 1.0;
 
 /// How the features of some parts moved: `x -> x + d + (x - m) D`.
@@ -35,17 +35,17 @@ struct PartMap {
 }
 
 impl Transport {
-    /// How many of so many images a map is fitted to.
-    pub fn images(images: usize) -> usize {
-        images.min(MOST_IMAGES)
+    /// Floats that fitting the map of a part takes, beside what `before` and `after` do.
+    pub(crate) const fn floats(dim: usize) -> usize {
+        2 * dim * dim + 2 * WINDOW * dim + cholesky::PANEL_ROWS * dim
     }
 
     /// Fits the maps of `parts` to images, of whose features `before(i, columns, out)` and
     /// `after(i, columns, out)` write some columns, for `i` below `images`.
     ///
-    /// Kernel ridge regression of the movement on the centred features: with `X` the centred
-    /// features before and `Y` the movement less its mean, both `[n, dim]`,
-    /// `D = X^T (X X^T + r I)^-1 Y`, r being the mean of the diagonal of `X X^T`.
+    /// Ridge regression of the movement on the centred features: with `X` the centred features
+    /// before and `Y` the movement less its mean, both `[n, dim]`, `D = (X^T X + r I)^-1 X^T Y`, r
+    /// being the mean squared length of a row of `X`. What it takes does not grow with the images.
     ///
     /// # Errors
     /// [`HeadError::Empty`] without images, [`HeadError::NotFinite`] when the features are not
@@ -60,41 +60,52 @@ impl Transport {
         if images == 0 {
             return Err(HeadError::Empty.into());
         }
-        let n = Self::images(images);
-        let chosen: Vec<usize> = (0..n).map(|k| k * images / n).collect();
         let dim = layout.dim;
+        let mut rows = [vec![0.0f32; WINDOW * dim], vec![0.0f32; WINDOW * dim]];
         let mut maps = Vec::with_capacity(parts.len());
         for part in parts {
-            let range = layout.part(part);
-            let (mut x, mut y) = (vec![0.0f32; n * dim], vec![0.0f32; n * dim]);
-            let rows = x.chunks_exact_mut(dim).zip(y.chunks_exact_mut(dim));
-            for (&image, (old, new)) in chosen.iter().zip(rows) {
-                before(image, range.clone(), old)?;
-                after(image, range.clone(), new)?;
-                new.iter_mut().zip(&*old).for_each(|(new, old)| *new -= old);
-            }
-            let (mean, shift) = (centre(&mut x, dim), centre(&mut y, dim));
-            let mut kernel = vec![0.0f32; n * n];
-            let rows = MatRef::new(&x, n, dim);
-            matmul(1.0, rows, rows.t(), 0.0, MatMut::new(&mut kernel, n, n));
-            let trace: f32 = (0..n).map(|i| kernel[i * n + i]).sum();
-            let ridge = (RIDGE * trace / n as f32).max(f32::MIN_POSITIVE);
-            (0..n).for_each(|i| kernel[i * n + i] += ridge);
-            let mut buffer = Vec::new();
-            cholesky::factorise(&mut kernel, n, &mut buffer).map_err(|_| HeadError::NotFinite {
-                image: 0,
-                position: range.start,
+            let columns = layout.part(part);
+            let mut each = |sees: &mut dyn FnMut(&mut [f32], &mut [f32])| -> Result<(), E> {
+                for first in (0..images).step_by(WINDOW) {
+                    let count = WINDOW.min(images - first);
+                    let [x, y] = &mut rows;
+                    let (x, y) = (&mut x[..count * dim], &mut y[..count * dim]);
+                    let pairs = x.chunks_exact_mut(dim).zip(y.chunks_exact_mut(dim));
+                    for (image, (old, new)) in (first..).zip(pairs) {
+                        before(image, columns.clone(), old)?;
+                        after(image, columns.clone(), new)?;
+                        new.iter_mut().zip(&*old).for_each(|(new, old)| *new -= old);
+                    }
+                    sees(x, y);
+                }
+                Ok(())
+            };
+            let (mut mean, mut shift) = (vec![0.0f32; dim], vec![0.0f32; dim]);
+            each(&mut |x, y| {
+                add_rows(x, &mut mean);
+                add_rows(y, &mut shift);
             })?;
-            cholesky::solve(&kernel, n, &mut y, dim);
-            let mut delta = vec![0.0f32; dim * dim];
-            let solved = MatRef::new(&y, n, dim);
-            matmul(
-                1.0,
-                rows.t(),
-                solved,
-                0.0,
-                MatMut::new(&mut delta, dim, dim),
-            );
+            for sum in mean.iter_mut().chain(&mut shift) {
+                *sum /= images as f32;
+            }
+            let (mut gram, mut delta) = (vec![0.0f32; dim * dim], vec![0.0f32; dim * dim]);
+            each(&mut |x, y| {
+                subtract_from_rows(x, &mean);
+                subtract_from_rows(y, &shift);
+                let count = x.len() / dim;
+                let (x, y) = (MatRef::new(x, count, dim), MatRef::new(y, count, dim));
+                matmul(1.0, x.t(), x, 1.0, MatMut::new(&mut gram, dim, dim));
+                matmul(1.0, x.t(), y, 1.0, MatMut::new(&mut delta, dim, dim));
+            })?;
+            let trace: f32 = (0..dim).map(|i| gram[i * dim + i]).sum();
+            let ridge = (RIDGE * trace / images as f32).max(f32::MIN_POSITIVE);
+            (0..dim).for_each(|i| gram[i * dim + i] += ridge);
+            let mut buffer = Vec::new();
+            cholesky::factorise(&mut gram, dim, &mut buffer).map_err(|_| HeadError::NotFinite {
+                image: 0,
+                position: columns.start,
+            })?;
+            cholesky::solve(&gram, dim, &mut delta, dim);
             maps.push((part, PartMap { mean, shift, delta }));
         }
         Ok(Self {
@@ -159,18 +170,16 @@ impl PartMap {
     }
 }
 
-/// Subtracts the mean of the rows from every row, and returns it.
-fn centre(rows: &mut [f32], dim: usize) -> Vec<f32> {
-    let count = rows.len() / dim;
-    let mut mean = vec![0.0f32; dim];
-    for row in rows.chunks_exact(dim) {
-        mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
+fn add_rows(rows: &[f32], sum: &mut [f32]) {
+    for row in rows.chunks_exact(sum.len()) {
+        sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
     }
-    mean.iter_mut().for_each(|m| *m /= count as f32);
-    for row in rows.chunks_exact_mut(dim) {
-        row.iter_mut().zip(&mean).for_each(|(x, m)| *x -= m);
+}
+
+fn subtract_from_rows(rows: &mut [f32], vector: &[f32]) {
+    for row in rows.chunks_exact_mut(vector.len()) {
+        row.iter_mut().zip(vector).for_each(|(x, v)| *x -= v);
     }
-    mean
 }
 
 #[cfg(test)]
