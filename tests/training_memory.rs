@@ -45,8 +45,9 @@ static ALLOCATOR: Counting = Counting;
 
 /// Counts between the events of learning; allocates nothing itself.
 struct Watch {
-    /// Allocations made when each epoch began and when training ended.
-    epochs: Mutex<([usize; 64], usize)>,
+    /// Allocations made when each epoch began and when training ended, and whether a lesson began
+    /// with it: M and N, then the bases.
+    epochs: Mutex<([(usize, bool); 64], usize)>,
     /// Most bytes live while photos were encoded, while training, and after it.
     turns: Mutex<([usize; 3], usize)>,
 }
@@ -54,7 +55,7 @@ struct Watch {
 impl Watch {
     fn new() -> Self {
         Self {
-            epochs: Mutex::new(([0; 64], 0)),
+            epochs: Mutex::new(([(0, false); 64], 0)),
             turns: Mutex::new(([0; 3], 0)),
         }
     }
@@ -68,27 +69,28 @@ impl Watch {
         PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    fn mark(&self) {
+    fn mark(&self, lesson_begins: bool) {
         let mut epochs = self.epochs.lock().unwrap();
         let (marks, count) = &mut *epochs;
         if *count < marks.len() {
-            marks[*count] = ALLOCATIONS.load(Ordering::Relaxed);
+            marks[*count] = (ALLOCATIONS.load(Ordering::Relaxed), lesson_begins);
             *count += 1;
         }
     }
 
-    /// Allocations in each epoch behind the first.
+    /// Allocations in each epoch behind the first, but what the next lesson took.
     fn later(&self) -> Vec<usize> {
         let (marks, count) = *self.epochs.lock().unwrap();
         let pairs = marks[1..count.max(2) - 1].windows(2);
-        pairs.map(|pair| pair[1] - pair[0]).collect()
+        let within = pairs.filter(|pair| !pair[1].1);
+        within.map(|pair| pair[1].0 - pair[0].0).collect()
     }
 }
 
 impl Progress for Watch {
     fn begin(&self, stage: Stage, _: usize) {
-        if matches!(stage, Stage::Epoch { .. }) {
-            self.mark();
+        if let Stage::Epoch { number, .. } = stage {
+            self.mark(number == 1);
         }
     }
 
@@ -96,7 +98,7 @@ impl Progress for Watch {
 
     fn finish(&self) {
         if self.epochs.lock().unwrap().1 > 0 {
-            self.mark();
+            self.mark(false);
         }
         self.turn();
     }
@@ -169,7 +171,7 @@ fn settings(budget: usize, rank: Option<usize>, epochs: usize) -> LearnSettings 
         ..LearnSettings::default()
     };
     (settings.fit.epochs, settings.fit.core_epochs) = (epochs, epochs);
-    settings.fit.patience = epochs;
+    settings.fit.later_epochs = epochs;
     settings
 }
 
@@ -186,10 +188,14 @@ fn learn(
     learner: &mut Learner,
     task: &Path,
     settings: &LearnSettings,
+    onward: bool,
     watch: &Watch,
 ) -> LearnReport {
+    let later = !learner.knowledge().tasks.is_empty();
     let report = learner.learn(task, settings, watch).unwrap();
-    assert_eq!(report.epochs, settings.fit.epochs);
+    // A later task's M and N, and then the bases.
+    let lessons = [1, 2][usize::from(later && onward)];
+    assert_eq!(report.epochs, lessons * settings.fit.epochs);
     report
 }
 
@@ -213,7 +219,9 @@ fn learning_stays_within_its_budget_and_an_epoch_allocates_nothing() {
                 let plan = learner.plan(&vec![14; *classes], &settings).unwrap();
                 assert!(plan.bytes() <= budget);
                 let watch = Watch::new();
-                let (_, last) = peak_beyond(base, || learn(&mut learner, task, &settings, &watch));
+                let (_, last) = peak_beyond(base, || {
+                    learn(&mut learner, task, &settings, plan.bases, &watch)
+                });
                 let allocations = watch.later();
                 let ([encoding, training, _], turns) = *watch.turns.lock().unwrap();
                 assert_eq!(turns, 2);

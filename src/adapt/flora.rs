@@ -31,6 +31,20 @@ pub struct Site {
     pub gram: Vec<f32>,
 }
 
+impl Site {
+    /// `B C^T` `[D, r]`
+    fn absorbed(&self, dim: usize, r: usize, out: &mut [f32]) {
+        let core = MatRef::new(&self.core, r, r).t();
+        matmul(
+            1.0,
+            MatRef::new(&self.b, dim, r),
+            core,
+            0.0,
+            MatMut::new(out, dim, r),
+        );
+    }
+}
+
 /// What one task added to the core of one site: `M N^T`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskCore {
@@ -169,10 +183,60 @@ impl Adapters {
         }
     }
 
-    /// Goes back to `other`, a [copy without bases](Adapters::without_bases), in everything but the
-    /// bases.
-    pub fn restore_all_but_bases(&mut self, other: &Self) {
+    /// Goes only a share of the way from `base`, whose bases are orthonormal, to bases that learned on
+    /// from its [absorbed](Adapters::absorb_cores) ones, and the prompts likewise.
+    pub fn blend_bases(&mut self, base: &Self, share: f32) {
+        let (dim, r) = (self.dim, self.rank);
+        let toward = |now: &mut [f32], old: &[f32]| {
+            for (now, old) in now.iter_mut().zip(old) {
+                *now = old + share * (*now - old);
+            }
+        };
+        let mut absorbed = vec![0.0; dim * r];
+        for (site, old) in self.sites.iter_mut().zip(&base.sites) {
+            toward(&mut site.a, &old.a);
+            old.absorbed(dim, r, &mut absorbed);
+            toward(&mut site.b, &absorbed);
+        }
+        toward(&mut self.prompts, &base.prompts);
+    }
+
+    /// Moves the cores into B, so that `A C B^T` stays what it was with C the identity: where bases
+    /// learn on from.
+    pub fn absorb_cores(&mut self) {
+        let (dim, r) = (self.dim, self.rank);
+        let mut absorbed = vec![0.0; dim * r];
+        for site in &mut self.sites {
+            site.absorbed(dim, r, &mut absorbed);
+            site.b.copy_from_slice(&absorbed);
+            site.core.copy_from_slice(&identity(r));
+        }
+    }
+
+    /// Turns the drift guard's `gram` from the bases of `before` to those of now: with
+    /// `T = A_before^T A`, `G <- T^T G T`, exact as far as both span the same.
+    pub fn turn_gram(&mut self, before: &Self) {
+        let (dim, r) = (self.dim, self.rank);
+        let (mut turn, mut half) = (vec![0.0; r * r], vec![0.0; r * r]);
+        for (site, old) in self.sites.iter_mut().zip(&before.sites) {
+            let (was, is) = (MatRef::new(&old.a, dim, r), MatRef::new(&site.a, dim, r));
+            matmul(1.0, was.t(), is, 0.0, MatMut::new(&mut turn, r, r));
+            let turn = MatRef::new(&turn, r, r);
+            let gram = MatRef::new(&old.gram, r, r);
+            matmul(1.0, gram, turn, 0.0, MatMut::new(&mut half, r, r));
+            let half = MatRef::new(&half, r, r);
+            matmul(1.0, turn.t(), half, 0.0, MatMut::new(&mut site.gram, r, r));
+        }
+    }
+
+    /// Goes back to `other` in everything; in everything but the bases where that is a [copy without
+    /// them](Adapters::without_bases).
+    pub fn restore(&mut self, other: &Self) {
         for (site, other) in self.sites.iter_mut().zip(&other.sites) {
+            if !other.a.is_empty() {
+                site.a.copy_from_slice(&other.a);
+                site.b.copy_from_slice(&other.b);
+            }
             site.gram.copy_from_slice(&other.gram);
         }
         self.copy_cores(other);
@@ -368,6 +432,77 @@ mod tests {
             for (x, y) in product(site, 20, 4).iter().zip(before) {
                 assert!((x - y).abs() < 1e-5);
             }
+        }
+    }
+
+    #[test]
+    fn absorbed_cores_and_blended_bases_lie_where_they_should() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(8);
+        let mut base = Adapters::new(10, 3, 0..2, &[Projection::Value], 1, &mut rng);
+        base.draw_output_bases(&mut rng);
+        for site in &mut base.sites {
+            site.core
+                .iter_mut()
+                .for_each(|c| *c = rng.random_range(-1.0..1.0));
+        }
+        let mut learned = base.clone();
+        learned.absorb_cores();
+        for (site, base) in learned.sites.iter().zip(&base.sites) {
+            for (x, y) in product(site, 10, 3).iter().zip(product(base, 10, 3)) {
+                assert!((x - y).abs() < 1e-5);
+            }
+        }
+        let absorbed = learned.clone();
+        for site in &mut learned.sites {
+            let numbers = site.a.iter_mut().chain(&mut site.b);
+            numbers.for_each(|x| *x += rng.random_range(-1.0..1.0));
+        }
+        let mut none = learned.clone();
+        none.blend_bases(&base, 0.0);
+        assert_eq!(none, absorbed);
+        let mut quarter = learned.clone();
+        quarter.blend_bases(&base, 0.25);
+        for ((quarter, from), to) in quarter
+            .sites
+            .iter()
+            .zip(&absorbed.sites)
+            .zip(&learned.sites)
+        {
+            let pairs = quarter.b.iter().zip(&from.b).zip(&to.b);
+            for ((x, from), to) in pairs {
+                assert!((x - (0.75 * from + 0.25 * to)).abs() < 1e-6);
+            }
+        }
+        learned.restore(&base);
+        assert_eq!(learned, base);
+    }
+
+    #[test]
+    fn a_gram_turns_with_bases_of_the_same_span() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(9);
+        let base = Adapters::new(9, 3, 0..1, &[Projection::Query], 0, &mut rng);
+        let tokens: Vec<f32> = (0..7 * 9).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let gram = |a: &[f32]| {
+            let mut z = vec![0.0; 7 * 3];
+            let (tokens, a) = (MatRef::new(&tokens, 7, 9), MatRef::new(a, 9, 3));
+            matmul(1.0, tokens, a, 0.0, MatMut::new(&mut z, 7, 3));
+            let mut gram = vec![0.0; 9];
+            let z = MatRef::new(&z, 7, 3);
+            matmul(1.0, z.t(), z, 0.0, MatMut::new(&mut gram, 3, 3));
+            gram
+        };
+        let mut before = base.clone();
+        before.sites[0].gram = gram(&before.sites[0].a);
+        let mut after = before.clone();
+        // The same span: every column plus twice the next one, made orthonormal again.
+        for row in after.sites[0].a.chunks_exact_mut(3) {
+            let (x, y, z) = (row[0], row[1], row[2]);
+            row.copy_from_slice(&[x + 2.0 * y, y + 2.0 * z, z]);
+        }
+        after.orthonormalise();
+        after.turn_gram(&before);
+        for (turned, fresh) in after.sites[0].gram.iter().zip(gram(&after.sites[0].a)) {
+            assert!((turned - fresh).abs() < 1e-4, "{turned} {fresh}");
         }
     }
 

@@ -342,8 +342,8 @@ pub struct DemoArguments {
 
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Where --rank, --prompts, --adapt-blocks, --guard or --token-drop list several \
-    values, every combination is run as a method of its own, named like \"fm-lora rank=4 prompts=0\".\n\
+    after_help = "Where --rank, --prompts, --adapt-blocks, --hold, --stand-ins, --guard or --token-drop list \
+    several values, every combination is run as a method of its own, named like \"fm-lora rank=4 prompts=0\".\n\
     Ctrl-C ends after the task at hand; what is finished stays in the --json file, and --resume \
     goes on from it."
 )]
@@ -393,7 +393,13 @@ pub struct EvalArguments {
     /// Prompt tokens
     #[arg(long, value_name = "M,…", value_delimiter = ',')]
     pub prompts: Vec<usize>,
-    /// Weight of the drift guard; 0 turns it off
+    /// Weight of what holds the scores that a later task's images have; 0 turns it off
+    #[arg(long, value_name = "X,…", value_delimiter = ',', value_parser = finite)]
+    pub hold: Vec<f32>,
+    /// Most stand-ins for images of earlier classes; 0 leaves them out
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub stand_ins: Vec<usize>,
+    /// Weight of the drift guard on the cores; 0 turns it off
     #[arg(long, value_name = "X,…", value_delimiter = ',', value_parser = finite)]
     pub guard: Vec<f32>,
     /// Share of an image's patch tokens that a training step leaves out; 0 keeps all

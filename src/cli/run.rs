@@ -125,6 +125,7 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
     if let Some(epochs) = settings.epochs {
         how.fit.epochs = epochs.get();
         how.fit.core_epochs = epochs.get();
+        how.fit.later_epochs = epochs.get();
     }
     let report = learner.learn(&settings.task, &how, progress)?;
     progress.begin(Stage::Save, 0);
@@ -403,7 +404,7 @@ pub fn state_show(path: &Path) -> anyhow::Result<StateReport> {
             classes: task
                 .classes
                 .iter()
-                .filter_map(|&(class, _)| knowledge.classes.get(class as usize).cloned())
+                .filter_map(|taught| knowledge.classes.get(taught.class as usize).cloned())
                 .collect(),
             images: task.images() as usize,
             rank: rank_of(&knowledge, task),

@@ -350,6 +350,7 @@ fn variants(arguments: &EvalArguments, depth: usize) -> Vec<Variant> {
     if let Some(epochs) = arguments.epochs {
         settings.fit.epochs = epochs.get();
         settings.fit.core_epochs = epochs.get();
+        settings.fit.later_epochs = epochs.get();
     }
     let mut variants: Vec<Variant> = Vec::new();
     for &method in &arguments.method {
@@ -382,6 +383,12 @@ fn variants(arguments: &EvalArguments, depth: usize) -> Vec<Variant> {
             v.setup.prompts = prompts;
         },
     );
+    vary(&mut variants, "hold", &arguments.hold, |v, &hold| {
+        v.settings.fit.hold = hold;
+    });
+    vary(&mut variants, "stand-ins", &arguments.stand_ins, |v, &n| {
+        v.settings.stand_ins = n;
+    });
     vary(&mut variants, "guard", &arguments.guard, |v, &guard| {
         v.settings.fit.guard = guard;
     });

@@ -9,6 +9,7 @@ mod preprocess;
 mod rows;
 mod shelf;
 mod split;
+mod token_mean;
 
 pub use cache::{CacheError, PrefixCache};
 pub use decode::{DecodeError, Fault, Limits, Rgb, Undecoded, decode, decode_bytes};
@@ -17,3 +18,4 @@ pub use preprocess::{Fit, normalise, patchify, resize_square};
 pub use rows::RowFile;
 pub use shelf::Shelf;
 pub use split::{DEFAULT_FRACTION, Split, split, split_class};
+pub use token_mean::{TokenGrid, TokenMean};

@@ -16,6 +16,7 @@ use crate::train::objective::cross_entropy;
 use crate::train::parameters::Parameters;
 use crate::train::plan::Plan;
 use crate::train::stack::Phase;
+use crate::train::stand_ins::StandIns;
 use crate::train::token_drop::TokenDrop;
 use crate::train::trainer::{Encoded, Features, FitError, Scorer, Target, Trainer};
 
@@ -221,6 +222,7 @@ impl Contender for Linear<'_> {
             labels: &labels,
             training: &training,
             validation: &validation,
+            stand_ins: StandIns::default(),
         };
         let lesson = Lesson {
             encoded: &encoded,
@@ -348,6 +350,7 @@ impl Lesson<'_> {
                     temperature: 1.0,
                     phase: self.phase,
                     dropped: TokenDrop::NONE,
+                    hold: None,
                 };
                 let (_, adapter_gradient) =
                     trainer.gradient(images, adapters, &features, &target)?;

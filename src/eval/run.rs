@@ -9,7 +9,7 @@ use super::lda::{PerTask, Sequential};
 use super::linear::Linear;
 use super::method::{Method, Variant};
 use super::report::{EvalReport, MethodReport, Run};
-use crate::learner::{AdaptBlocks, LearnError, Learner, Research, SetupError};
+use crate::learner::{AdaptBlocks, LearnError, LearnSettings, Learner, Research, SetupError};
 use crate::{Progress, Stage};
 
 /// Exemplars a class that `replay` keeps.
@@ -152,6 +152,12 @@ pub fn evaluate(
     Ok(report)
 }
 
+/// Leaves out what bounds drift in fledge, for methods that bound it in another way.
+fn without_hold(settings: &mut LearnSettings) {
+    settings.fit.later_epochs = 0;
+    settings.stand_ins = 0;
+}
+
 /// Measures the heap, where the program has an allocator that counts.
 pub trait PeakHeap: Sync {
     /// Forgets the highest count so far.
@@ -258,8 +264,19 @@ impl Job<'_> {
                 return Box::new(Linear::new(learner, cache, style, &settings));
             }
             Method::Frozen => settings.instant = true,
-            Method::Regularised => research.fisher = Some(Vec::new()),
-            Method::Replay => exemplars = EXEMPLARS,
+            Method::Regularised => {
+                research.fisher = Some(Vec::new());
+                without_hold(&mut settings);
+                settings.fit.guard = if settings.fit.guard > 0.0 {
+                    settings.fit.guard
+                } else {
+                    1.0
+                };
+            }
+            Method::Replay => {
+                exemplars = EXEMPLARS;
+                without_hold(&mut settings);
+            }
             // Nothing comes after it that a blend with the frozen weights would serve.
             Method::Joint => settings.fit.blend = 1.0,
             Method::FmLora => {}

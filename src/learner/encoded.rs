@@ -8,16 +8,17 @@ use rand_chacha::ChaCha8Rng;
 use super::{LearnError, LearnReport, LearnSettings, Learner, now};
 use crate::Progress;
 use crate::adapt::{Adapters, RankSelector};
-use crate::data::PrefixCache;
+use crate::data::{CacheError, PrefixCache, TokenGrid, TokenMean};
 use crate::head::{Calibration, ClassId, Classifier, DEFAULT_SHRINKAGE, Statistics, Transport};
-use crate::state::TaskRecord;
-use crate::train::fit::{FitSettings, Fitted, fit};
+use crate::state::{TaskRecord, TaughtClass};
+use crate::train::fit::{FitSettings, Fitted, Lesson, fit};
 use crate::train::judge::{choose_pooling, classes_in, judge, learn_on_shelf, novelties};
 use crate::train::parameters::Guard;
 use crate::train::plan::{DEFAULT_BUDGET, Plan};
 use crate::train::saved::Saved;
 use crate::train::selection::TaskRank;
 use crate::train::stack::Phase;
+use crate::train::stand_ins::StandIns;
 use crate::train::token_drop::TokenDrop;
 use crate::train::trainer::{Encoded, Features, FitError, Target, Trainer};
 use crate::vit::Geometry;
@@ -120,6 +121,7 @@ impl Learner {
             labels: &vec![0; records.len()],
             training: &all,
             validation: &[],
+            stand_ins: StandIns::default(),
         };
         let batch = FitSettings::default().batch;
         let head = &self.knowledge.head;
@@ -142,10 +144,15 @@ impl Learner {
         progress: &dyn Progress,
     ) -> Result<LearnReport, LearnError> {
         self.knowledge.head.shelve().map_err(FitError::from)?;
+        let mut counts: Vec<usize> = task.classes.iter().map(EncodedClass::images).collect();
+        counts.extend(research.exemplars.iter().map(|_| 1));
+        let known = &self.knowledge;
+        let demand = self.demand(&known.adapters, &known.head, &counts, settings.fit.batch);
+        let plan = Plan::within(&demand, settings.budget);
         // Taken out, so that what is trained is the only copy in memory. What to go back to are a
         // few KB, and bases on disk while they are learned.
-        let saved =
-            Saved::adapters(&self.knowledge.adapters, self.phase()).map_err(FitError::from)?;
+        let saved = Saved::adapters(&self.knowledge.adapters, self.phase(), plan.bases)
+            .map_err(FitError::from)?;
         let pooled = self.knowledge.head.pooled().to_vec();
         let layout = self.knowledge.head.layout();
         let mut taken = Taken {
@@ -155,7 +162,14 @@ impl Learner {
                 Statistics::transient(layout, 0..0),
             ),
         };
-        let outcome = self.learn_taken(&mut taken, task, settings, research, progress);
+        let outcome = self.learn_taken(
+            &mut taken,
+            (saved.in_memory(), &plan),
+            task,
+            settings,
+            research,
+            progress,
+        );
         if outcome.is_err() {
             taken.head.pool_only(pooled);
             saved.restore(&mut taken.adapters);
@@ -175,6 +189,7 @@ impl Learner {
     fn learn_taken(
         &self,
         taken: &mut Taken,
+        (saved, plan): (Option<&Adapters>, &Plan),
         task: &EncodedTask<'_>,
         settings: &LearnSettings,
         research: &mut Research,
@@ -187,7 +202,8 @@ impl Learner {
         let mut ranks = known.ranks.clone();
         let (mut records, mut labels) = (Vec::new(), Vec::new());
         let (mut training, mut validation) = (Vec::new(), Vec::new());
-        let mut classes: Vec<(ClassId, u32)> = Vec::new();
+        let grid = self.token_grid();
+        let mut taught: Vec<TaughtClass> = Vec::new();
         for class in &task.classes {
             let id = class_id(&mut names, &class.name);
             for (part, images) in [
@@ -198,7 +214,13 @@ impl Learner {
                 records.extend_from_slice(part);
             }
             labels.resize(records.len(), id);
-            classes.push((id, u32::try_from(class.images()).unwrap_or(u32::MAX)));
+            taught.push(TaughtClass {
+                class: id,
+                images: u32::try_from(class.images()).unwrap_or(u32::MAX),
+                tokens: class
+                    .mean_tokens(task.cache, &grid)
+                    .map_err(FitError::from)?,
+            });
         }
         let own: Vec<usize> = (0..records.len()).collect();
         for &(class, record) in &research.exemplars {
@@ -206,125 +228,138 @@ impl Learner {
             records.push(record);
             labels.push(class);
         }
+        let phase = self.phase();
+        let trains = !settings.instant && names.len() > 1;
+        let moves = trains && settings.transport && phase == Phase::Cores;
+        let stand_ins = match moves {
+            true => self.stand_ins(task, &taught, settings, &mut records, &mut labels),
+            false => StandIns::default(),
+        };
         let encoded = Encoded {
             cache: task.cache,
             records: &records,
             labels: &labels,
             training: &training,
             validation: &validation,
+            stand_ins,
         };
         let all: Vec<usize> = (0..records.len()).collect();
         if known.tasks.is_empty() {
             prompts_from(&encoded, self.weights.geometry(), &mut adapters.prompts)?;
         }
-        let mut counts: Vec<usize> = task.classes.iter().map(EncodedClass::images).collect();
-        counts.extend(research.exemplars.iter().map(|_| 1));
-        let demand = self.demand(adapters, &taken.head, &counts, settings.fit.batch);
-        let plan = Plan::within(&demand, settings.budget);
         let workers = |adapters: &Adapters| {
             let (pool, weights) = (&self.pool, &self.weights);
-            Trainer::new(pool, weights, &plan, &encoded, adapters, settings.fit.batch)
+            Trainer::new(pool, weights, plan, &encoded, adapters, settings.fit.batch)
         };
         let mut trainer = workers(adapters);
         let features = Features::new(records.len(), trainer.width()).map_err(FitError::from)?;
         trainer.refresh(&all, adapters, &features)?;
 
-        let taught = classes.iter().map(|&(class, _)| class);
         choose_pooling(
             &mut trainer,
-            (adapters, self.phase()),
-            taught,
+            taught.iter().map(|taught| taught.class),
             &mut taken.head,
             &features,
             settings.fit.shrinkage,
         )?;
 
-        let phase = self.phase();
-        let mut fitted: Option<Fitted> = None;
         let guard = match &research.fisher {
             Some(fisher) => Guard::Fisher(fisher),
             None => Guard::Gram,
         };
-        let trains = !settings.instant && names.len() > 1;
-        let moves = trains && settings.transport && phase == Phase::Cores;
-        let before = match moves {
+        let before = match trains && phase == Phase::Cores {
             true => Some(features.snapshot().map_err(FitError::from)?),
             false => None,
         };
+        let mut fitted: Option<Fitted> = None;
+        let mut epochs = 0;
         if trains {
-            fitted = Some(fit(
-                &mut trainer,
-                adapters,
-                phase,
-                match settings.rank {
-                    Some(rank) => TaskRank::Fixed(rank),
-                    None => TaskRank::Selected(&mut ranks),
-                },
-                &taken.head,
-                guard,
-                &features,
-                &settings.fit,
-                progress,
-            )?);
+            let mut teach = |adapters: &mut Adapters, lesson| -> Result<Fitted, FitError> {
+                let (known, how) = (&taken.head, &settings.fit);
+                let fitted = fit(
+                    &mut trainer,
+                    adapters,
+                    lesson,
+                    known,
+                    guard,
+                    &features,
+                    how,
+                    progress,
+                )?;
+                epochs += fitted.epochs;
+                Ok(fitted)
+            };
+            fitted = Some(match (saved, settings.rank) {
+                (None, _) => teach(adapters, Lesson::First)?,
+                (Some(_), Some(rank)) => teach(adapters, Lesson::Cores(TaskRank::Fixed(rank)))?,
+                (Some(_), None) => teach(adapters, Lesson::Cores(TaskRank::Selected(&mut ranks)))?,
+            });
+            if let Some(saved) = saved.filter(|_| plan.bases && settings.fit.later_epochs > 0) {
+                adapters.absorb_cores();
+                teach(adapters, Lesson::Onward(saved))?;
+                adapters.orthonormalise();
+                adapters.turn_gram(saved);
+            }
             progress.finish();
         }
-        let epochs = fitted.as_ref().map_or(0, |f| f.epochs);
-        let kept = fitted.as_ref().is_some_and(|fitted| fitted.kept);
         let mut cores = Vec::new();
         let mut parameters_added = 0;
         let choice = fitted.as_ref().and_then(|fitted| fitted.choice.clone());
-        if let Some(fitted) = fitted {
-            match phase {
-                // Bases are kept in any case, for later cores to work in; with a core of zero
-                // they change no feature.
-                Phase::Bases => {
-                    adapters.orthonormalise();
-                    if !kept {
-                        adapters.clear_cores();
-                        adapters.prompts.clone_from(&fitted.base.prompts);
-                    }
-                    parameters_added = fitted.parameters_added;
+        let mut kept = false;
+        match &mut fitted {
+            // Bases are kept in any case, for later cores to work in; with a core of zero they
+            // change no feature.
+            Some(fitted) if phase == Phase::Bases => {
+                kept = fitted.first_is_kept();
+                adapters.orthonormalise();
+                if !kept {
+                    adapters.clear_cores();
+                    adapters.prompts.copy_from_slice(&fitted.prompts);
+                    trainer.refresh(&all, adapters, &features)?;
                 }
-                Phase::Cores if kept => {
-                    cores = fitted.cores;
-                    parameters_added = fitted.parameters_added;
-                }
-                Phase::Cores => adapters.copy_cores(&fitted.base),
+                parameters_added = fitted.parameters_added;
             }
-        } else if phase == Phase::Bases {
-            let mut rng = ChaCha8Rng::seed_from_u64(settings.fit.seed);
-            adapters.draw_output_bases(&mut rng);
+            Some(_) => trainer.refresh(&all, adapters, &features)?,
+            None if phase == Phase::Bases => {
+                let mut rng = ChaCha8Rng::seed_from_u64(settings.fit.seed);
+                adapters.draw_output_bases(&mut rng);
+            }
+            None => {}
         }
-        // As they were, or as the fit left them: to make the bases orthonormal only rounds.
-        if trains && !(kept && phase == Phase::Bases) {
-            trainer.refresh(&all, adapters, &features)?;
-        }
-        let (sum, tokens) = trainer.gram(&own, adapters)?;
-        adapters.remember(&sum, tokens);
+        let mut seen = trainer.gram(&own, adapters)?;
         // What follows needs the memory.
         drop(trainer);
-        let mut head = taken.head.clone();
-        let mut calibration = known.calibration;
-        if let Some(before) = before.filter(|_| kept) {
-            let below = known
-                .taps
-                .iter()
-                .filter(|&&tap| tap <= known.first_adapted)
-                .count();
-            let layout = head.layout();
-            for part in 2 * below..layout.parts {
-                Transport::fit::<FitError>(
-                    layout,
-                    part..part + 1,
-                    all.len(),
-                    |image, columns, out| Ok(before.read_part(image, columns, out)?),
-                    |image, columns, out| Ok(features.read_part(image, columns, out)?),
-                )?
-                .apply(&mut head)?;
+        let mut features = features;
+        let mut moved = None;
+        if let (Some(before), Some(saved), Some(fitted)) = (before, saved, fitted) {
+            let mut head = taken.head.clone();
+            if moves {
+                self.follow(&mut head, &before, &features, all.len())?;
+            }
+            let judged = judge(&encoded, &head, &features, settings.fit.shrinkage)?;
+            kept = epochs > 0 && judged.validation.not_clearly_below(&fitted.before);
+            if kept {
+                cores = fitted.cores;
+                parameters_added = fitted.parameters_added;
+                moved = Some((head, judged));
+            } else {
+                drop(head);
+                adapters.restore(saved);
+                features = before;
+                seen = workers(adapters).gram(&own, adapters)?;
             }
         }
-
-        let judged = judge(&encoded, &head, &features, settings.fit.shrinkage)?;
+        let (sum, tokens) = seen;
+        adapters.remember(&sum, tokens);
+        let (mut head, judged) = match moved {
+            Some(moved) => moved,
+            None => {
+                let head = taken.head.clone();
+                let judged = judge(&encoded, &head, &features, settings.fit.shrinkage)?;
+                (head, judged)
+            }
+        };
+        let mut calibration = known.calibration;
         if let Some(temperature) = judged.temperature {
             calibration.add(temperature);
         }
@@ -355,7 +390,7 @@ impl Learner {
         let record = TaskRecord {
             id: task_id,
             name: task.name.clone(),
-            classes,
+            classes: taught,
             learned_at: now(),
             adapted: kept,
             rank: cores.first().map_or(0, |core| core.m.len() / adapters.rank),
@@ -374,7 +409,7 @@ impl Learner {
             epochs,
             seconds: start.elapsed().as_secs_f64(),
             train_accuracy: judged.train_accuracy,
-            validation_accuracy: judged.validation_accuracy,
+            validation_accuracy: judged.temperature.map(|_| judged.validation.accuracy),
             parameters_added,
             adapted: kept,
             choice,
@@ -387,6 +422,85 @@ impl Learner {
             task: record,
         };
         Ok((learned, report))
+    }
+}
+
+impl Learner {
+    /// Where tokens of the learner's images belong.
+    fn token_grid(&self) -> TokenGrid {
+        let geometry = self.weights.geometry();
+        let side = geometry.grid(self.knowledge.resolution);
+        TokenGrid::new(geometry.dim, 1 + geometry.registers, side)
+    }
+
+    /// Stand-ins for everything known, made of the task's training images.
+    fn stand_ins<'k>(
+        &'k self,
+        task: &EncodedTask<'_>,
+        taught: &'k [TaughtClass],
+        settings: &LearnSettings,
+        records: &mut Vec<usize>,
+        labels: &mut Vec<ClassId>,
+    ) -> StandIns<'k> {
+        let old: Vec<(ClassId, &TokenMean)> = self
+            .knowledge
+            .tasks
+            .iter()
+            .flat_map(|task| &task.classes)
+            .map(|old| (old.class, &old.tokens))
+            .collect();
+        let images: Vec<(usize, &TokenMean)> = task
+            .classes
+            .iter()
+            .zip(taught)
+            .flat_map(|(class, own)| class.training.iter().map(|&record| (record, &own.tokens)))
+            .collect();
+        StandIns::of(
+            &old,
+            &images,
+            self.token_grid(),
+            settings.stand_ins,
+            records,
+            labels,
+        )
+    }
+
+    /// Moves the statistics of old classes along with the features of the first `images` images.
+    fn follow(
+        &self,
+        head: &mut Statistics,
+        before: &Features,
+        after: &Features,
+        images: usize,
+    ) -> Result<(), FitError> {
+        let known = &self.knowledge;
+        let below = known.taps.iter().filter(|&&tap| tap <= known.first_adapted);
+        let layout = head.layout();
+        // Features of taps below the adapted blocks never move.
+        for part in 2 * below.count()..layout.parts {
+            Transport::fit::<FitError>(
+                layout,
+                part..part + 1,
+                images,
+                |image, columns, out| Ok(before.read_part(image, columns, out)?),
+                |image, columns, out| Ok(after.read_part(image, columns, out)?),
+            )?
+            .apply(head)?;
+        }
+        Ok(())
+    }
+}
+
+impl EncodedClass {
+    /// The mean tokens of all its images.
+    fn mean_tokens(&self, cache: &PrefixCache, grid: &TokenGrid) -> Result<TokenMean, CacheError> {
+        let records: Vec<usize> = self
+            .training
+            .iter()
+            .chain(&self.validation)
+            .copied()
+            .collect();
+        TokenMean::of(cache, records.into_iter(), grid)
     }
 }
 
@@ -435,6 +549,7 @@ fn fisher(
         temperature,
         phase: Phase::Cores,
         dropped: TokenDrop::NONE,
+        hold: None,
     };
     let mut fisher = vec![0.0; trainer.gradient_len(adapters, Phase::Cores)];
     let n = images.len().min(FISHER_IMAGES);

@@ -10,6 +10,7 @@ use crate::data::{DEFAULT_FRACTION, FolderError, Skipped, TaskFolder, split_clas
 use crate::head::HeadError;
 use crate::train::fit::FitSettings;
 use crate::train::plan::{DEFAULT_BUDGET, PlanError};
+use crate::train::stand_ins::StandIns;
 use crate::train::trainer::FitError;
 use crate::vit::PrefixError;
 
@@ -23,6 +24,8 @@ pub struct LearnSettings {
     pub fit: FitSettings,
     /// Whether the statistics of earlier classes are moved along with the features.
     pub transport: bool,
+    /// Most images that stand in for those of earlier classes, to see how their features move.
+    pub stand_ins: usize,
     /// Share of each class that is held back from training.
     pub validation: f64,
     /// Most bytes that training may take beyond the frozen model. Tasks that are encoded already
@@ -37,6 +40,7 @@ impl Default for LearnSettings {
             rank: None,
             fit: FitSettings::default(),
             transport: true,
+            stand_ins: StandIns::MOST,
             validation: DEFAULT_FRACTION,
             budget: DEFAULT_BUDGET,
         }
@@ -134,6 +138,7 @@ impl Learner {
                 skipped,
             });
         }
+        drop(folder.classes);
         let task = EncodedTask {
             name: folder.name,
             cache: &cache,

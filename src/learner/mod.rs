@@ -123,7 +123,8 @@ impl Setup {
             known: 0,
             batch,
             threads,
-            phase: Phase::Bases,
+            later: false,
+            bases: true,
         })
     }
 }
@@ -306,7 +307,8 @@ impl Learner {
             known: head.memory() + k.memory() - k.head.memory(),
             batch,
             threads: self.pool.current_num_threads(),
-            phase: self.phase(),
+            later: !k.tasks.is_empty(),
+            bases: true,
             geometry,
         }
     }
@@ -423,7 +425,7 @@ fn check_consistent(weights: &Weights, k: &Knowledge) -> Result<(), SetupError> 
         k.tasks
             .iter()
             .flat_map(|task| &task.classes)
-            .all(|&(class, _)| known(class)),
+            .all(|taught| known(taught.class)),
         "a task has a class without a name",
     )
 }

@@ -87,7 +87,7 @@ impl Knowledge {
         for &class in &classes {
             forgotten.images += self.head.forget(class)?;
             for task in &mut self.tasks {
-                task.classes.retain(|&(id, _)| id != class);
+                task.classes.retain(|taught| taught.class != class);
             }
         }
         self.drop_empty(&mut forgotten);
@@ -105,8 +105,8 @@ impl Knowledge {
         let left = self.head.classes();
         forgotten.still_known = taught
             .iter()
-            .filter(|(class, _)| left.contains(class))
-            .map(|&(class, _)| self.classes[class as usize].clone())
+            .filter(|taught| left.contains(&taught.class))
+            .map(|taught| self.classes[taught.class as usize].clone())
             .collect();
         self.drop_empty(&mut forgotten);
         Ok(forgotten)
@@ -123,8 +123,8 @@ impl Knowledge {
             forgotten.classes.push(self.classes.remove(class));
             self.head.close_gap(id);
             let mentioned = self.tasks.iter_mut().flat_map(|task| &mut task.classes);
-            for (later, _) in mentioned.filter(|(other, _)| *other > id) {
-                *later -= 1;
+            for later in mentioned.filter(|taught| taught.class > id) {
+                later.class -= 1;
             }
         }
         forgotten.classes.reverse();
@@ -170,7 +170,7 @@ impl Knowledge {
         let known = |class: ClassId| (class as usize) < self.classes.len();
         let taught = self.tasks.iter().flat_map(|task| &task.classes);
         holds(
-            self.head.classes().into_iter().all(known) && taught.copied().all(|(c, _)| known(c)),
+            self.head.classes().into_iter().all(known) && taught.map(|t| t.class).all(known),
             "it knows a class without a name",
         )
     }
@@ -180,8 +180,9 @@ impl Knowledge {
 mod tests {
     use super::*;
     use crate::adapt::{Adapters, Projection};
+    use crate::data::TokenMean;
     use crate::head::{Layout, Novelties, Statistics};
-    use crate::state::{ModelIdentity, TaskRecord};
+    use crate::state::{ModelIdentity, TaskRecord, TaughtClass};
     use crate::vit::ContentHash;
 
     /// Three tasks of one class each.
@@ -197,7 +198,11 @@ mod tests {
             tasks.push(TaskRecord {
                 id,
                 name: format!("task {id}"),
-                classes: vec![(id, 2)],
+                classes: vec![TaughtClass {
+                    class: id,
+                    images: 2,
+                    tokens: TokenMean::default(),
+                }],
                 learned_at: 0,
                 adapted: false,
                 rank: 0,
@@ -241,7 +246,8 @@ mod tests {
         assert_eq!(k.classes, ["robin", "tit"]);
         assert_eq!(k.head.components()[1].class, 1);
         assert_eq!(k.head.components()[1].mean, tit);
-        assert_eq!(k.tasks[1].classes, [(1, 2)]);
+        let taught = &k.tasks[1].classes;
+        assert_eq!((taught.len(), taught[0].class, taught[0].images), (1, 1, 2));
         assert_eq!(k.class_or_insert("wren"), 2);
     }
 
@@ -265,7 +271,7 @@ mod tests {
     fn a_damaged_state_is_refused_and_stays_as_it_is() {
         let damages: [fn(&mut Knowledge); 3] = [
             |k| k.adapters.dim = 0,
-            |k| k.tasks[1].classes[0].0 = 9,
+            |k| k.tasks[1].classes[0].class = 9,
             |k| k.classes.truncate(1),
         ];
         for damage in damages {

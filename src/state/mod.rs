@@ -12,6 +12,7 @@ pub use forget::{Forget, ForgetError, Forgotten};
 pub(crate) use stream::StreamError;
 
 use crate::adapt::{Adapters, RankSelector, TaskCore};
+use crate::data::TokenMean;
 use crate::head::{Calibration, ClassId, Factor, Novelties, Statistics, TaskId};
 use crate::vit::{ContentHash, Pixels};
 
@@ -49,8 +50,8 @@ pub struct TaskRecord {
     /// Ascending; it stays what it is when another task is forgotten.
     pub id: TaskId,
     pub name: String,
-    /// Class and number of its images.
-    pub classes: Vec<(ClassId, u32)>,
+    /// What it taught, one entry a class.
+    pub classes: Vec<TaughtClass>,
     /// Seconds since 1970 when it was learned.
     pub learned_at: u64,
     /// Whether its gradient update was kept; without, only the head learned.
@@ -63,10 +64,23 @@ pub struct TaskRecord {
     pub novelties: Novelties,
 }
 
+/// A class as one task showed it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaughtClass {
+    pub class: ClassId,
+    /// Number of its images.
+    pub images: u32,
+    /// Their mean where the frozen blocks end: stand-ins for them are made with it.
+    pub tokens: TokenMean,
+}
+
 impl TaskRecord {
     /// Images it was learned from.
     pub fn images(&self) -> u64 {
-        self.classes.iter().map(|&(_, n)| u64::from(n)).sum()
+        self.classes
+            .iter()
+            .map(|taught| u64::from(taught.images))
+            .sum()
     }
 }
 
@@ -77,7 +91,7 @@ impl Knowledge {
         blocks.saturating_sub(self.first_adapted)
     }
 
-    /// Bytes that one task takes: its cores and its share of the head.
+    /// Bytes that one task takes: its cores, its share of the head and its mean tokens.
     pub fn task_bytes(&self, task: &TaskRecord) -> usize {
         let components = self.head.components().iter().filter(|c| c.task == task.id);
         let head: usize = components
@@ -88,7 +102,8 @@ impl Knowledge {
             .iter()
             .map(|core| core.m.len() + core.n.len())
             .sum();
-        head + 4 * numbers
+        let tokens: usize = task.classes.iter().map(|c| c.tokens.bytes()).sum();
+        head + 4 * numbers + tokens
     }
 
     /// Bytes in memory beside the adapters, with scatter and factors of the head on disk.
@@ -98,7 +113,10 @@ impl Knowledge {
                 .cores
                 .iter()
                 .map(|core| size_of::<TaskCore>() + 4 * (core.m.len() + core.n.len()));
-            let classes = size_of::<(ClassId, u32)>() * task.classes.len();
+            let classes = task.classes.iter();
+            let classes: usize = classes
+                .map(|taught| size_of::<TaughtClass>() + taught.tokens.bytes())
+                .sum();
             // A vector grows by doubling.
             2 * size_of::<TaskRecord>() + task.name.len() + classes + cores.sum::<usize>()
         });

@@ -235,7 +235,8 @@ fn step(
         known: 0,
         batch: BATCH,
         threads: pool.current_num_threads(),
-        phase: Phase::Bases,
+        later: false,
+        bases: true,
         geometry: g.clone(),
     };
     let plan = Plan::new(&demand, budget)?;
@@ -257,6 +258,7 @@ fn step(
         labels: &labels,
         training: &all,
         validation: &[],
+        stand_ins: super::stand_ins::StandIns::default(),
     };
     let projections = [Projection::Query, Projection::Value];
     let adapters = Adapters::new(
@@ -285,6 +287,7 @@ fn step(
         temperature: 1.0,
         phase: Phase::Bases,
         dropped: TokenDrop::NONE,
+        hold: None,
     };
     let times = timed(time, || {
         trainer.gradient(&all[..BATCH], &adapters, &features, &target)?;

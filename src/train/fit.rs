@@ -16,9 +16,8 @@ use super::parameters::{Guard, Parameters};
 use super::selection::{SELECTION_EPOCHS, Selection, TaskRank};
 use super::stack::Phase;
 use super::token_drop::TokenDrop;
-use super::trainer::{Encoded, Features, FitError, Target, Trainer};
+use super::trainer::{Encoded, Features, FitError, Hold, Target, Trainer};
 use crate::adapt::{Adapters, RankChoice, TaskCore};
-use crate::data::RowFile;
 use crate::head::{ClassId, DEFAULT_SHRINKAGE, Statistics};
 use crate::{Progress, Stage};
 
@@ -28,27 +27,29 @@ const SHARPENING: f32 = 3.0;
 /// How a task is trained. The defaults and how they were found: `docs/method.md`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FitSettings {
-    /// Upper bound for the first task; training stops early when validation no longer improves.
+    /// Of a first task.
     pub epochs: usize,
-    /// The same for later tasks, whose cores start close to where they should be.
+    /// Of a later task's M and N.
     pub core_epochs: usize,
+    /// Of the bases in a later task, after its M and N.
+    pub later_epochs: usize,
     /// Images a step.
     pub batch: usize,
     /// Share of an image's patch tokens that a [step leaves out](TokenDrop), 0 to 1.
     pub token_drop: f32,
-    /// Learning rate of the bases.
+    /// Learning rate of the bases, in first and later tasks.
     pub rate: f32,
-    /// Learning rate of the cores: small, as old classes' statistics were taken before it acts.
+    /// Learning rate of the cores.
     pub core_rate: f32,
     /// Learning rate of prompts.
     pub prompt_rate: f32,
-    /// How far the weights go from the frozen ones to those a first task ends with, 0 to 1: a model
-    /// between the two serves classes of neither better than both (Wortsman et al., arXiv 2109.01903).
+    /// How far the weights go from those before a task to those it ends with, 0 to 1: a model between
+    /// the two serves classes of neither better than both (Wortsman et al., arXiv 2109.01903).
     pub blend: f32,
-    /// Weight of the drift guard.
+    /// Weight of the drift guard on cores and prompts.
     pub guard: f32,
-    /// Epochs of a later task without a better validation loss before its training stops.
-    pub patience: usize,
+    /// Weight of what [holds](super::objective::score_drift) scores while a later task's bases learn.
+    pub hold: f32,
     /// Shrinkage of the head's covariance towards its trace, once trained.
     pub shrinkage: f32,
     /// The same while training: the heads of the halves rest on a few images a class, and a
@@ -58,11 +59,33 @@ pub struct FitSettings {
 }
 
 impl FitSettings {
-    /// Epochs and learning rate of a phase.
-    fn schedule(&self, phase: Phase) -> (usize, f32) {
-        match phase {
-            Phase::Bases => (self.epochs, self.rate),
-            Phase::Cores => (self.core_epochs, self.core_rate),
+    /// Epochs and learning rate.
+    fn schedule(&self, lesson: &Lesson<'_>) -> (usize, f32) {
+        match lesson {
+            Lesson::First => (self.epochs, self.rate),
+            Lesson::Cores(_) => (self.core_epochs, self.core_rate),
+            Lesson::Onward(_) => (self.later_epochs, self.rate),
+        }
+    }
+}
+
+/// What is learned.
+#[derive(Debug)]
+pub enum Lesson<'a> {
+    /// The bases of a first task.
+    First,
+    /// M and N of a later task.
+    Cores(TaskRank<'a>),
+    /// The bases in a later task, which go on from those before it, with the cores
+    /// [absorbed](Adapters::absorb_cores).
+    Onward(&'a Adapters),
+}
+
+impl Lesson<'_> {
+    fn phase(&self) -> Phase {
+        match self {
+            Self::First | Self::Onward(_) => Phase::Bases,
+            Self::Cores(_) => Phase::Cores,
         }
     }
 }
@@ -72,6 +95,7 @@ impl Default for FitSettings {
         Self {
             epochs: 15,
             core_epochs: 3,
+            later_epochs: 5,
             batch: 16,
             token_drop: 0.5,
             rate: 1e-3,
@@ -79,7 +103,7 @@ impl Default for FitSettings {
             prompt_rate: 1e-3,
             blend: 0.5,
             guard: 1.0,
-            patience: 4,
+            hold: 6.0,
             shrinkage: DEFAULT_SHRINKAGE,
             training_shrinkage: 0.4,
             seed: 0,
@@ -96,19 +120,20 @@ pub struct Fitted {
     pub cores: Vec<TaskCore>,
     /// How the rank was chosen, where it was.
     pub choice: Option<RankChoice>,
-    /// Whether the held-back images speak for them: for a first task not clearly against them, as
-    /// its bases serve all later classes too; for a later one a lower loss and no lower accuracy.
-    pub kept: bool,
+    /// How the held-back images fared before training.
+    pub before: Quality,
+    /// The same for a first task's end. A later one's can be told only once old statistics have
+    /// followed the features.
+    pub after: Option<Quality>,
     /// Epochs that ran.
     pub epochs: usize,
-    /// Cores and prompts before training.
-    pub base: Adapters,
+    /// Prompts before training.
+    pub prompts: Vec<f32>,
 }
 
-/// Trains `adapters` on the task and leaves in them the parameters of a first task's last epoch,
-/// [blended](FitSettings::blend) with those it began with, or of a later task's best epoch by
-/// validation loss, whose training stops when it no longer improves. `features` holds every image's
-/// features with `adapters`, and in the end those of the last epoch or of the blend.
+/// Trains `adapters` on the task and leaves in them the parameters of the last epoch; bases are
+/// [blended](FitSettings::blend) with those before. `features` holds every image's features with
+/// `adapters`, and in the end those of a first task's blend, or anything after a later lesson.
 ///
 /// # Errors
 /// When the head cannot be fitted or a file cannot be read; `adapters` hold anything then.
@@ -116,8 +141,7 @@ pub struct Fitted {
 pub fn fit(
     trainer: &mut Trainer<'_>,
     adapters: &mut Adapters,
-    phase: Phase,
-    rank: TaskRank<'_>,
+    lesson: Lesson<'_>,
     known: &Statistics,
     guard: Guard<'_>,
     features: &Features,
@@ -127,9 +151,19 @@ pub fn fit(
     // Inside the pool, so that handing work to its threads allocates nothing.
     let pool = trainer.pool();
     pool.install(|| {
-        Fit::new(trainer, adapters, phase, &rank, known, features, settings)?
-            .run(rank, guard, progress)
+        Fit::new(trainer, adapters, &lesson, known, features, settings)?
+            .run(lesson, guard, progress)
     })
+}
+
+impl Fitted {
+    /// Whether what a first task learned is kept: the held-back images do not speak clearly against
+    /// it. How well its own classes are told apart says little about how well it serves the classes
+    /// to come, so it need not be better.
+    pub fn first_is_kept(&self) -> bool {
+        let after = self.after.as_ref();
+        after.is_some_and(|after| after.not_clearly_below(&self.before))
+    }
 }
 
 /// Where in the training an epoch is, and the temperature it began with.
@@ -138,6 +172,9 @@ struct Schedule {
     steps_an_epoch: usize,
     total: usize,
     start: f32,
+    peak_rate: f32,
+    /// Patch tokens that the epoch leaves out.
+    dropped: TokenDrop,
 }
 
 /// Everything an epoch works with, allocated before the first.
@@ -146,14 +183,15 @@ struct Fit<'f, 'a> {
     /// Cores and prompts before training.
     base: Adapters,
     phase: Phase,
+    /// What the weights before a later task make of the images as they are thinned, while its bases
+    /// are held to it.
+    held: Option<Features>,
     features: &'f Features,
     settings: &'f FitSettings,
     rng: ChaCha8Rng,
     parameters: Parameters,
     /// The rank while it is being chosen.
     selection: Option<Selection>,
-    /// The best parameters so far.
-    best: RowFile,
     /// What the blocks see.
     adapters: &'f mut Adapters,
     adam: Adam,
@@ -172,30 +210,39 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
     fn new(
         trainer: &'f mut Trainer<'a>,
         adapters: &'f mut Adapters,
-        phase: Phase,
-        rank: &TaskRank<'_>,
+        lesson: &Lesson<'_>,
         known: &'f Statistics,
         features: &'f Features,
         settings: &'f FitSettings,
     ) -> Result<Self, FitError> {
         let encoded = trainer.encoded();
         let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-        let columns = match rank {
-            TaskRank::Fixed(rank) => *rank,
-            TaskRank::Selected(selector) => selector.most(),
+        let phase = lesson.phase();
+        let columns = match lesson {
+            Lesson::Cores(TaskRank::Fixed(rank)) => *rank,
+            Lesson::Cores(TaskRank::Selected(selector)) => selector.most(),
+            Lesson::First | Lesson::Onward(_) => 0,
         };
+        let holds = matches!(lesson, Lesson::Onward(_)) && settings.hold > 0.0;
+        let held = holds.then(|| Features::new(encoded.labels.len(), features.width()));
         let parameters = Parameters::new(adapters, phase, columns, &mut rng);
         let mut held_out = HeldOut::new(encoded, features.width());
-        held_out.reserve(encoded.labels.len(), classes_in_all(encoded, known));
-        let best = RowFile::create(1, parameters.values().len())?;
-        best.write(0, 0, parameters.values())?;
+        let images = encoded.training.len() + encoded.validation.len();
+        held_out.reserve(images, classes_in_all(encoded, known));
         Ok(Self {
-            base: adapters.without_bases(),
+            base: match lesson {
+                Lesson::First | Lesson::Cores(_) => adapters.without_bases(),
+                // What comes before the lesson is in it.
+                Lesson::Onward(_) => Adapters::default(),
+            },
             phase,
+            held: held.transpose()?,
             features,
             settings,
-            best,
-            selection: Selection::of(phase, rank),
+            selection: match lesson {
+                Lesson::Cores(TaskRank::Selected(selector)) => Some(Selection::of(selector)),
+                _ => None,
+            },
             adam: Adam::new(parameters.len()),
             chained: vec![0.0; parameters.chain_len()],
             guard_work: vec![0.0; adapters.rank * adapters.rank],
@@ -213,20 +260,19 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
 
     fn run(
         mut self,
-        rank: TaskRank<'_>,
+        lesson: Lesson<'_>,
         guard: Guard<'_>,
         progress: &dyn Progress,
     ) -> Result<Fitted, FitError> {
         let encoded = self.trainer.encoded();
         let settings = self.settings;
-        let (most_epochs, _) = settings.schedule(self.phase);
+        let (epochs, peak_rate) = settings.schedule(&lesson);
         self.halves.draw(encoded, &mut self.rng);
         let start = crossfit_temperature(
             &self.halves.halves,
             &mut self.heads,
             &mut self.held_out,
             self.trainer,
-            (self.adapters, self.phase),
             self.features,
             settings.training_shrinkage,
         )?;
@@ -234,92 +280,88 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         if let Some(selection) = self
             .selection
             .as_mut()
-            .filter(|_| most_epochs < SELECTION_EPOCHS)
+            .filter(|_| epochs < SELECTION_EPOCHS)
         {
             // Too short to select: what earlier tasks taught decides.
             selection.end(before.loss, &mut self.parameters, &mut self.adam);
             self.chained.truncate(self.parameters.len());
-            self.best.write(0, 0, self.parameters.values())?;
         }
-        let (mut after, mut lowest) = (None, f64::INFINITY);
         let halves = &self.halves.halves;
         let steps_an_epoch: usize = halves
             .iter()
             .map(|h| h.len().div_ceil(settings.batch))
             .sum();
-        let total = most_epochs * steps_an_epoch;
-        let (mut epochs, mut stale) = (0, 0);
-        while epochs < most_epochs && stale < settings.patience {
+        let total = epochs * steps_an_epoch;
+        for epoch in 0..epochs {
             let stage = Stage::Epoch {
-                number: epochs + 1,
-                of: most_epochs,
+                number: epoch + 1,
+                of: epochs,
             };
             progress.begin(stage, encoded.training.len());
-            if epochs > 0 {
+            if epoch > 0 {
                 self.halves.draw(encoded, &mut self.rng);
             }
             let schedule = Schedule {
-                epoch: epochs,
+                epoch,
                 steps_an_epoch,
                 total,
                 start,
+                peak_rate,
+                dropped: TokenDrop {
+                    share: settings.token_drop,
+                    seed: self.rng.random(),
+                },
             };
+            if let (Lesson::Onward(before), Some(held)) = (&lesson, &self.held) {
+                let (images, dropped) = (encoded.training, schedule.dropped);
+                self.trainer
+                    .refresh_thinned(images, before, held, dropped)?;
+            }
             for half in 0..2 {
                 self.train_half(half, &schedule, guard, progress)?;
             }
-            epochs += 1;
-            // How well a first task's own classes are told apart says little about how well its
-            // bases serve the classes to come, so all its epochs run and the last one stands.
-            if self.phase == Phase::Bases {
-                continue;
-            }
-            self.refresh()?;
-            let now = self.quality()?;
-            if let Some(selection) = &mut self.selection {
-                let (parameters, adam) = (&mut self.parameters, &mut self.adam);
-                // What was best with more columns than are chosen does not count.
-                if selection.after_epoch(epochs, now.loss, parameters, adam) {
-                    self.chained.truncate(parameters.len());
-                    parameters.apply(&self.base, self.adapters);
-                    continue;
-                }
-                if selection.pending() {
-                    continue;
-                }
-            }
-            if now.loss < lowest {
-                lowest = now.loss;
-                after = Some(now);
-                self.best.write(0, 0, self.parameters.values())?;
-                stale = 0;
-            } else {
-                stale += 1;
+            if self.selection.as_ref().is_some_and(Selection::pending) {
+                self.select(epoch + 1)?;
             }
         }
-        match self.phase {
-            Phase::Bases => {
+        let mut after = None;
+        match lesson {
+            Lesson::First => {
                 self.adapters.blend(&self.base, settings.blend);
                 self.refresh()?;
                 after = (epochs > 0).then(|| self.quality()).transpose()?;
             }
-            Phase::Cores => {
-                let numbers = self.parameters.values().len();
-                self.best
-                    .read(0, 0..numbers, self.parameters.values_mut())?;
-                self.parameters.apply(&self.base, self.adapters);
-            }
+            Lesson::Onward(before) => self.adapters.blend_bases(before, settings.blend),
+            Lesson::Cores(_) => {}
         }
+        let choice = match (self.selection, lesson) {
+            (Some(selection), Lesson::Cores(rank)) => selection.finish(rank),
+            _ => None,
+        };
         Ok(Fitted {
             parameters_added: self.parameters.prompts_start(),
             cores: self.parameters.task_cores(),
-            choice: self.selection.and_then(|selection| selection.finish(rank)),
-            kept: after.is_some_and(|after| match self.phase {
-                Phase::Bases => after.not_clearly_below(&before),
-                Phase::Cores => after.loss < before.loss && after.at_least(&before),
-            }),
+            choice,
+            before,
+            after,
             epochs,
-            base: self.base,
+            prompts: self.base.prompts,
         })
+    }
+
+    /// After one of the epochs in which the rank is selected.
+    fn select(&mut self, epochs: usize) -> Result<(), FitError> {
+        self.refresh()?;
+        let loss = self.quality()?.loss;
+        let Some(selection) = &mut self.selection else {
+            return Ok(());
+        };
+        let (parameters, adam) = (&mut self.parameters, &mut self.adam);
+        if selection.after_epoch(epochs, loss, parameters, adam) {
+            self.chained.truncate(parameters.len());
+            parameters.apply(&self.base, self.adapters);
+        }
+        Ok(())
     }
 
     /// One half of the task trains against a head fitted to the other.
@@ -334,7 +376,6 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         let (images, other) = (&self.halves.halves[half], &self.halves.halves[1 - half]);
         let head = self.heads.fit_in(
             self.trainer,
-            (self.adapters, self.phase),
             other,
             self.features,
             settings.training_shrinkage,
@@ -344,7 +385,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         self.class.clear();
         self.class
             .extend(classes_in(head, self.trainer.encoded().labels));
-        let mut target = Target {
+        let target = Target {
             class: &self.class,
             head,
             // Bounded, or a head that gets everything right would sharpen without end.
@@ -352,9 +393,12 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 .map_or(schedule.start, |t| t.value)
                 .max(schedule.start / SHARPENING),
             phase: self.phase,
-            dropped: TokenDrop::NONE,
+            dropped: schedule.dropped,
+            hold: self.held.as_ref().map(|before| Hold {
+                before,
+                weight: settings.hold,
+            }),
         };
-        let (_, peak_rate) = settings.schedule(self.phase);
         for images in images.chunks(settings.batch) {
             let rate = cosine(self.step, schedule.total / 10, schedule.total);
             if let Some(selection) = &mut self.selection {
@@ -363,10 +407,6 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 selection.open_gates(epoch, self.step, steps, parameters, &mut self.rng);
                 parameters.apply(&self.base, self.adapters);
             }
-            target.dropped = TokenDrop {
-                share: settings.token_drop,
-                seed: self.rng.random(),
-            };
             let (_, gradient) =
                 self.trainer
                     .gradient(images, self.adapters, self.features, &target)?;
@@ -382,9 +422,9 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             let (adapters, adam) = (&mut *self.adapters, &mut self.adam);
             self.parameters.update(adapters, adam, gradient, |i| {
                 let peak = if i < prompts_start {
-                    peak_rate
+                    schedule.peak_rate
                 } else {
-                    settings.prompt_rate * peak_rate / settings.rate
+                    settings.prompt_rate * schedule.peak_rate / settings.rate
                 };
                 peak * rate
             });
@@ -408,7 +448,6 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
         let encoded = self.trainer.encoded();
         let head = self.heads.fit_in(
             self.trainer,
-            (self.adapters, self.phase),
             encoded.training,
             self.features,
             self.settings.shrinkage,

@@ -1,9 +1,7 @@
 //! Heads over a task while it is learned, and how well they do.
 
 use super::objective::cross_entropy;
-use super::stack::Phase;
 use super::trainer::{Encoded, Features, FitError, Trainer};
-use crate::adapt::Adapters;
 use crate::head::{
     ClassId, Classifier, HeadError, Novelties, Retaking, Statistics, Strangeness, TaskId,
     Temperature, Workspace,
@@ -30,12 +28,6 @@ impl Quality {
         let p = other.accuracy;
         let error = (p * (1.0 - p) / other.images.max(1) as f64).sqrt();
         other.images > 0 && self.accuracy >= p - error
-    }
-
-    /// Whether these figures are no worse than `other`: accuracy first, loss to break a tie.
-    pub fn at_least(&self, other: &Self) -> bool {
-        self.accuracy > other.accuracy
-            || (self.accuracy == other.accuracy && self.loss <= other.loss)
     }
 }
 
@@ -112,7 +104,6 @@ impl<'a> Heads<'a> {
     pub fn fit_in(
         &mut self,
         trainer: &mut Trainer<'_>,
-        (adapters, phase): (&Adapters, Phase),
         images: &[usize],
         features: &Features,
         shrinkage: f32,
@@ -123,7 +114,7 @@ impl<'a> Heads<'a> {
         let fitted = self.fit(images, features, shrinkage).map(|_| ());
         loan.arena = self.workspace.swap_matrix(loan.arena);
         loan.gradient = self.task.swap_scatter(loan.gradient);
-        trainer.give_back(adapters, phase, loan);
+        trainer.give_back(loan);
         fitted.map(|()| &self.head)
     }
 
@@ -163,8 +154,8 @@ pub fn learn_into(
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Judgement {
     pub train_accuracy: f64,
-    /// `None` when nothing was held back.
-    pub validation_accuracy: Option<f64>,
+    /// Of the held-back images.
+    pub validation: Quality,
     /// Makes the held-back images' probabilities fit best; `None` when nothing was held back.
     pub temperature: Option<Temperature>,
 }
@@ -188,7 +179,7 @@ pub fn judge(
     let temperature = held_out.temperature(head.classes().len())?;
     Ok(Judgement {
         train_accuracy,
-        validation_accuracy: temperature.map(|_| validation.accuracy),
+        validation,
         temperature,
     })
 }
@@ -202,7 +193,6 @@ pub fn judge(
 /// When a head cannot be fitted.
 pub fn choose_pooling(
     trainer: &mut Trainer<'_>,
-    learned: (&Adapters, Phase),
     classes: impl Iterator<Item = ClassId>,
     known: &mut Statistics,
     features: &Features,
@@ -220,7 +210,7 @@ pub fn choose_pooling(
     known.pool_where_better(&again, |known| {
         let mut heads = Heads::new(encoded, known);
         let training = encoded.training;
-        let head = heads.fit_in(trainer, learned, training, features, shrinkage)?;
+        let head = heads.fit_in(trainer, training, features, shrinkage)?;
         Ok(held_out.quality(encoded.validation, head, features)?.loss)
     })
 }
@@ -378,7 +368,6 @@ pub(super) fn crossfit_temperature(
     heads: &mut Heads<'_>,
     held_out: &mut HeldOut<'_>,
     trainer: &mut Trainer<'_>,
-    learned: (&Adapters, Phase),
     features: &Features,
     shrinkage: f32,
 ) -> Result<f32, FitError> {
@@ -388,7 +377,7 @@ pub(super) fn crossfit_temperature(
         if other.is_empty() {
             continue;
         }
-        let head = heads.fit_in(trainer, learned, other, features, shrinkage)?;
+        let head = heads.fit_in(trainer, other, features, shrinkage)?;
         held_out.score(images_of, head, features)?;
         if let Some(fit) = held_out.temperature(head.classes().len())? {
             log_sum += f64::from(fit.value).ln() * f64::from(fit.images);

@@ -12,5 +12,6 @@ pub mod plan;
 pub mod saved;
 pub mod selection;
 pub mod stack;
+pub mod stand_ins;
 pub mod token_drop;
 pub mod trainer;

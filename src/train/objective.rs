@@ -1,4 +1,4 @@
-//! Cross-entropy over scaled scores.
+//! What a training step lowers: cross-entropy over scaled scores, and how far they drift.
 
 /// Cross-entropy of `softmax(scores / temperature)` at `class`, in nats; `scores` becomes its
 /// gradient with respect to the scores, `(p - onehot) / temperature`.
@@ -19,6 +19,30 @@ pub fn cross_entropy(scores: &mut [f32], class: usize, temperature: f32) -> f64 
     f64::from(sum.ln() - target)
 }
 
+/// How far the scores of one image moved since `before`, which a task's first weights gave: the mean
+/// over classes of `((s - s_before) / temperature)^2`, less what all classes share, times `weight`.
+/// `before` becomes its gradient with respect to the scores.
+///
+/// The old classes' scores are where their statistics are felt, so this holds the features in the
+/// directions that old classes are told apart by, and in no others (distillation, Li and Hoiem, arXiv
+/// 1606.09282, with a squared distance as in Buzzega et al., DER, arXiv 2004.07211).
+pub fn score_drift(scores: &[f32], before: &mut [f32], temperature: f32, weight: f32) -> f64 {
+    let classes = scores.len().max(1) as f32;
+    let mut shared = 0.0f32;
+    for (before, score) in before.iter_mut().zip(scores) {
+        *before = (score - *before) / temperature;
+        shared += *before / classes;
+    }
+    let mut sum = 0.0f32;
+    let scale = 2.0 * weight / (classes * temperature);
+    for moved in before.iter_mut() {
+        *moved -= shared;
+        sum += *moved * *moved;
+        *moved *= scale;
+    }
+    f64::from(weight * sum / classes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -36,6 +60,25 @@ mod tests {
             let expected = (loss(&up) - loss(&down)) / 2e-2;
             assert!((f64::from(gradient[i]) - expected).abs() < 1e-3);
         }
+    }
+
+    #[test]
+    fn the_gradient_of_drift_matches_central_differences() {
+        let (scores, before) = ([2.0f32, -1.0, 0.5, 3.0], [1.0f32, 0.5, -2.0, 3.5]);
+        let loss = |scores: &[f32]| score_drift(scores, &mut before.clone(), 1.7, 0.8);
+        let mut gradient = before;
+        score_drift(&scores, &mut gradient, 1.7, 0.8);
+        for i in 0..scores.len() {
+            let (mut up, mut down) = (scores, scores);
+            up[i] += 1e-2;
+            down[i] -= 1e-2;
+            let expected = (loss(&up) - loss(&down)) / 2e-2;
+            assert!((f64::from(gradient[i]) - expected).abs() < 1e-3);
+        }
+        // What all classes share decides nothing.
+        let shifted = scores.map(|s| s + 5.0);
+        assert!((loss(&shifted) - loss(&scores)).abs() < 1e-5);
+        assert_eq!(loss(&before), 0.0);
     }
 
     #[test]

@@ -10,20 +10,23 @@ use crate::data::{CacheError, RowFile};
 /// Adapters as they were.
 #[derive(Debug)]
 pub enum Saved {
-    /// All numbers in one row, and how many tokens the guard rests on, while bases are learned.
+    /// All numbers in one row, and how many tokens the guard rests on: before a first task.
     OnDisk(RowFile, f64),
-    /// Without bases, which stay as they are.
+    /// Before a later one, without bases where these stay as they are.
     InMemory(Adapters),
 }
 
 impl Saved {
-    /// Keeps what a task may change.
+    /// Keeps what a task may change: a first task everything, a later one `bases` or not.
     ///
     /// # Errors
     /// When there is no room on disk for it.
-    pub fn adapters(adapters: &Adapters, phase: Phase) -> Result<Self, CacheError> {
+    pub fn adapters(adapters: &Adapters, phase: Phase, bases: bool) -> Result<Self, CacheError> {
         if phase == Phase::Cores {
-            return Ok(Self::InMemory(adapters.without_bases()));
+            return Ok(Self::InMemory(match bases {
+                true => adapters.clone(),
+                false => adapters.without_bases(),
+            }));
         }
         let file = RowFile::create(1, numbers(adapters).map(<[f32]>::len).sum())?;
         let mut column = 0;
@@ -34,11 +37,19 @@ impl Saved {
         Ok(Self::OnDisk(file, adapters.remembered))
     }
 
+    /// What is in memory: adapters before a later task.
+    pub fn in_memory(&self) -> Option<&Adapters> {
+        match self {
+            Self::InMemory(before) => Some(before),
+            Self::OnDisk(..) => None,
+        }
+    }
+
     /// Brings `adapters` back to what they were; their shape is the same. What cannot be read back
     /// from disk is drawn anew: nothing rests on it before a first task is learned.
     pub fn restore(&self, adapters: &mut Adapters) {
         match self {
-            Self::InMemory(rest) => adapters.restore_all_but_bases(rest),
+            Self::InMemory(before) => adapters.restore(before),
             Self::OnDisk(file, remembered) => {
                 adapters.remembered = *remembered;
                 if read(file, adapters).is_err() {
@@ -88,23 +99,29 @@ mod tests {
         let mut adapters = Adapters::new(12, 3, 1..3, &projections, 2, &mut rng);
         adapters.remembered = 7.0;
         let before = adapters.clone();
-        let saved = Saved::adapters(&adapters, Phase::Bases).unwrap();
+        let saved = Saved::adapters(&adapters, Phase::Bases, true).unwrap();
         spoil(&mut adapters);
-        for site in &mut adapters.sites {
-            site.a.fill(9.0);
-            site.b.fill(9.0);
-        }
         saved.restore(&mut adapters);
         assert_eq!(adapters, before);
-        // A later task leaves the bases alone.
-        let saved = Saved::adapters(&adapters, Phase::Cores).unwrap();
+        let saved = Saved::adapters(&adapters, Phase::Cores, true).unwrap();
         spoil(&mut adapters);
+        saved.restore(&mut adapters);
+        assert_eq!(adapters, before);
+        // Where bases stay as they are, they are not kept.
+        let saved = Saved::adapters(&adapters, Phase::Cores, false).unwrap();
+        spoil(&mut adapters);
+        for (site, before) in adapters.sites.iter_mut().zip(&before.sites) {
+            site.a.copy_from_slice(&before.a);
+            site.b.copy_from_slice(&before.b);
+        }
         saved.restore(&mut adapters);
         assert_eq!(adapters, before);
     }
 
     fn spoil(adapters: &mut Adapters) {
         for site in &mut adapters.sites {
+            site.a.fill(9.0);
+            site.b.fill(9.0);
             site.core.fill(9.0);
             site.gram.fill(9.0);
         }

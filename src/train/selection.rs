@@ -4,7 +4,6 @@ use rand_chacha::ChaCha8Rng;
 
 use super::adam::Adam;
 use super::parameters::Parameters;
-use super::stack::Phase;
 use crate::adapt::{Draw, RankChoice, RankSelector};
 
 /// How the rank of a task's M and N comes about.
@@ -32,14 +31,11 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    /// For a later task whose rank is to be selected.
-    pub fn of(phase: Phase, rank: &TaskRank<'_>) -> Option<Self> {
-        let (Phase::Cores, TaskRank::Selected(selector)) = (phase, rank) else {
-            return None;
-        };
-        let mut selector = RankSelector::clone(selector);
+    /// For a task whose rank `selector` is to choose.
+    pub fn of(selector: &RankSelector) -> Self {
+        let mut selector = selector.clone();
         let weights = selector.weights_mut().len();
-        Some(Self {
+        Self {
             adam: Adam::new(weights),
             difficulty: 0.0,
             draw: Draw::default(),
@@ -47,7 +43,7 @@ impl Selection {
             d_weights: vec![0.0; weights],
             choice: None,
             selector,
-        })
+        }
     }
 
     /// Whether the rank is still to be chosen.

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::objective::cross_entropy;
+use super::objective::{cross_entropy, score_drift};
 use super::plan::Plan;
 use super::stack::{Phase, Stack};
+use super::stand_ins::StandIns;
 use super::token_drop::TokenDrop;
 use crate::adapt::Adapters;
 use crate::data::{CacheError, PrefixCache, RowFile};
@@ -28,6 +29,8 @@ pub struct Encoded<'a> {
     pub training: &'a [usize],
     /// Images held back.
     pub validation: &'a [usize],
+    /// Images that stand in for old ones; they neither train nor are held back.
+    pub stand_ins: StandIns<'a>,
 }
 
 /// Features of every image of a task, `[images, F]`, kept current while training. They wait in a
@@ -107,6 +110,8 @@ struct Worker<'w> {
     d_stacked: Vec<f32>,
     d_row: Vec<f32>,
     scores: Vec<f32>,
+    /// Scores of an image before the task.
+    scores_before: Vec<f32>,
     /// Cached tokens of an image that take part in a step.
     kept: Vec<usize>,
     loss: f64,
@@ -164,6 +169,16 @@ pub struct Target<'a> {
     pub phase: Phase,
     /// Patch tokens that this step leaves out.
     pub dropped: TokenDrop,
+    /// What holds the scores to those before the task, if anything does.
+    pub hold: Option<Hold<'a>>,
+}
+
+/// Holds [the scores](score_drift) of every image to those of the weights before the task.
+#[derive(Debug, Clone, Copy)]
+pub struct Hold<'a> {
+    /// What those weights make of the same tokens of every image.
+    pub before: &'a Features,
+    pub weight: f32,
 }
 
 /// Memory of the first worker that nobody needs between steps: its stack's arena, and its gradient.
@@ -181,6 +196,8 @@ pub struct Trainer<'a> {
     share: usize,
     /// Features of one image.
     width: usize,
+    /// Floats in the largest gradient.
+    gradient: usize,
     workers: Vec<Worker<'a>>,
 }
 
@@ -206,7 +223,11 @@ impl<'a> Trainer<'a> {
         let shape = &plan.stack;
         let share = batch.div_ceil(plan.workers).max(1);
         let width = encoded.cache.pooled() + shape.features();
-        let gradient = shape.gradient_len(adapters, plan.phase);
+        let phase = match plan.bases {
+            true => Phase::Bases,
+            false => Phase::Cores,
+        };
+        let gradient = shape.gradient_len(adapters, phase);
         let workers = (0..plan.workers)
             .map(|_| Worker {
                 stack: Stack::new(weights, shape.clone()).in_turns(plan.in_turns),
@@ -216,6 +237,7 @@ impl<'a> Trainer<'a> {
                 d_stacked: vec![0.0; shape.images * shape.features()],
                 d_row: vec![0.0; width],
                 scores: Vec::with_capacity(plan.classes),
+                scores_before: Vec::with_capacity(plan.classes),
                 kept: Vec::with_capacity(shape.cached_tokens),
                 loss: 0.0,
                 scored: 0,
@@ -226,6 +248,7 @@ impl<'a> Trainer<'a> {
             encoded,
             share,
             width,
+            gradient,
             workers,
         }
     }
@@ -245,9 +268,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Takes lent memory back, whatever is in it now.
-    pub(super) fn give_back(&mut self, adapters: &Adapters, phase: Phase, mut loan: Loan) {
-        let gradient = self.gradient_len(adapters, phase);
-        loan.gradient.resize(gradient, 0.0);
+    pub(super) fn give_back(&mut self, mut loan: Loan) {
+        loan.gradient.resize(self.gradient, 0.0);
         let worker = &mut self.workers[0];
         worker.stack.give_back(loan.arena);
         worker.gradient = loan.gradient;
@@ -278,8 +300,22 @@ impl<'a> Trainer<'a> {
         adapters: &Adapters,
         features: &Features,
     ) -> Result<(), FitError> {
+        self.refresh_thinned(images, adapters, features, TokenDrop::NONE)
+    }
+
+    /// Refreshes as [`Trainer::refresh`] does, with tokens left out as in a step.
+    ///
+    /// # Errors
+    /// When the prefix cache cannot be read.
+    pub fn refresh_thinned(
+        &mut self,
+        images: &[usize],
+        adapters: &Adapters,
+        features: &Features,
+        dropped: TokenDrop,
+    ) -> Result<(), FitError> {
         for images in images.chunks(self.share * self.workers.len()) {
-            self.step(images, adapters, features, None)?;
+            self.step(images, adapters, features, dropped, None)?;
         }
         Ok(())
     }
@@ -318,6 +354,7 @@ impl<'a> Trainer<'a> {
         images: &[usize],
         adapters: &Adapters,
         features: &Features,
+        dropped: TokenDrop,
         target: Option<&Target<'_>>,
     ) -> Result<(), FitError> {
         let share = self.share;
@@ -328,7 +365,7 @@ impl<'a> Trainer<'a> {
                 .par_iter_mut()
                 .zip(images.par_chunks(share))
                 .try_for_each(|(worker, images)| {
-                    worker.run(images, encoded, adapters, features, target)
+                    worker.run(images, encoded, adapters, features, dropped, target)
                 })
         })
     }
@@ -346,7 +383,7 @@ impl<'a> Trainer<'a> {
         features: &Features,
         target: &Target<'_>,
     ) -> Result<(f64, &mut [f32]), FitError> {
-        self.step(images, adapters, features, Some(target))?;
+        self.step(images, adapters, features, target.dropped, Some(target))?;
         let used = self.gradient_len(adapters, target.phase);
         let busy = images.len().div_ceil(self.share).max(1);
         let scored: usize = self.workers[..busy].iter().map(|w| w.scored).sum();
@@ -373,6 +410,7 @@ impl Worker<'_> {
         encoded: &Encoded<'_>,
         adapters: &Adapters,
         features: &Features,
+        dropped: TokenDrop,
         target: Option<&Target<'_>>,
     ) -> Result<(), FitError> {
         let width = features.width();
@@ -383,7 +421,6 @@ impl Worker<'_> {
             Some(_) => Accuracy::Training,
             None => Accuracy::Full,
         };
-        let dropped = target.map_or(TokenDrop::NONE, |target| target.dropped);
         let first_patch = 1 + self.stack.shape().geometry.registers;
         let patches = self.stack.most_tokens() - first_patch;
         self.stack
@@ -394,27 +431,13 @@ impl Worker<'_> {
             let used = self.stack.shape().gradient_len(adapters, target.phase);
             self.gradient[..used].fill(0.0);
             self.scores.resize(target.head.classes(), 0.0);
+            let held = target.hold.map_or(0, |_| target.head.classes());
+            self.scores_before.resize(held, 0.0);
         }
         for images in images.chunks(micro) {
-            let rows = &mut self.features[..images.len() * width];
-            for (slot, &image) in images.iter().enumerate() {
-                let pooled = &mut rows[slot * width..slot * width + lower];
-                let record = encoded.records[image];
-                dropped.draw(image, first_patch, patches, &mut self.kept);
-                let (tokens, kept) = (self.stack.input(slot), &self.kept);
-                if kept.len() == first_patch + patches {
-                    encoded.cache.read(record, tokens, pooled)?;
-                } else {
-                    encoded.cache.read_rows(record, kept, tokens, pooled)?;
-                }
-            }
-            let made = &mut self.stacked[..images.len() * stacked];
-            threads::awake(|| {
-                self.stack.forward(adapters, accuracy, images.len(), made);
-            });
-            let made = made.chunks_exact(stacked);
-            for ((row, made), &image) in rows.chunks_exact_mut(width).zip(made).zip(images) {
-                row[lower..].copy_from_slice(made);
+            self.see(images, encoded, adapters, accuracy, dropped)?;
+            let rows = &self.features[..images.len() * width];
+            for (row, &image) in rows.chunks_exact(width).zip(images) {
                 features.write(image, row)?;
             }
             let Some(target) = target else {
@@ -422,15 +445,26 @@ impl Worker<'_> {
             };
             let d_stacked = &mut self.d_stacked[..images.len() * stacked];
             d_stacked.fill(0.0);
-            let rows = rows
+            let rows = self.features[..images.len() * width]
                 .chunks_exact(width)
                 .zip(d_stacked.chunks_exact_mut(stacked));
             for (&image, (row, d_made)) in images.iter().zip(rows) {
                 let Some(class) = target.class[image] else {
                     continue;
                 };
+                let drift = &mut self.scores_before;
+                if let Some(hold) = target.hold {
+                    hold.before.read(image, &mut self.d_row)?;
+                    target.head.scores(&self.d_row, drift)?;
+                }
                 target.head.scores(row, &mut self.scores)?;
+                if let Some(hold) = target.hold {
+                    self.loss += score_drift(&self.scores, drift, target.temperature, hold.weight);
+                }
                 self.loss += cross_entropy(&mut self.scores, class, target.temperature);
+                for (d, drift) in self.scores.iter_mut().zip(drift.iter()) {
+                    *d += drift;
+                }
                 self.scored += 1;
                 self.d_row.fill(0.0);
                 target.head.backward(row, &self.scores, &mut self.d_row)?;
@@ -443,6 +477,44 @@ impl Worker<'_> {
                 self.stack
                     .backward(adapters, phase, images.len(), d_stacked, gradient);
             });
+        }
+        Ok(())
+    }
+
+    /// Runs a micro-batch up to its features, `[images, F]`.
+    fn see(
+        &mut self,
+        images: &[usize],
+        encoded: &Encoded<'_>,
+        adapters: &Adapters,
+        accuracy: Accuracy,
+        dropped: TokenDrop,
+    ) -> Result<(), FitError> {
+        let stacked = self.stack.shape().features();
+        let width = self.d_row.len();
+        let lower = width - stacked;
+        let first_patch = 1 + self.stack.shape().geometry.registers;
+        let patches = self.stack.most_tokens() - first_patch;
+        let rows = &mut self.features[..images.len() * width];
+        for (slot, &image) in images.iter().enumerate() {
+            let pooled = &mut rows[slot * width..slot * width + lower];
+            let record = encoded.records[image];
+            dropped.draw(image, first_patch, patches, &mut self.kept);
+            let (tokens, kept) = (self.stack.input(slot), &self.kept);
+            if kept.len() == first_patch + patches {
+                encoded.cache.read(record, tokens, pooled)?;
+                encoded.stand_ins.translate(image, tokens);
+            } else {
+                encoded.cache.read_rows(record, kept, tokens, pooled)?;
+            }
+        }
+        let made = &mut self.stacked[..images.len() * stacked];
+        threads::awake(|| {
+            self.stack.forward(adapters, accuracy, images.len(), made);
+        });
+        let made = made.chunks_exact(stacked);
+        for (row, made) in rows.chunks_exact_mut(width).zip(made) {
+            row[lower..].copy_from_slice(made);
         }
         Ok(())
     }

@@ -32,6 +32,8 @@ pub struct PlanReport {
     pub kept_insides: usize,
     /// Frozen blocks at either end whose pages are given back while they wait.
     pub blocks_in_turns: usize,
+    /// Whether bases learn, or only the M and N of a later task, as there is no room for more.
+    pub bases_learn: bool,
     /// Rows of the MLP worked on together; none means all. The same for its hidden columns and for
     /// the queries of attention.
     pub mlp_rows: Option<usize>,
@@ -58,6 +60,7 @@ impl From<&Plan> for PlanReport {
             },
             kept_insides: plan.stack.kept_insides,
             blocks_in_turns: plan.in_turns,
+            bases_learn: plan.bases,
             mlp_rows: tile(plan.stack.mlp_rows),
             mlp_columns: tile(plan.stack.mlp_columns),
             attention_rows: tile(plan.stack.attention_rows),
@@ -205,6 +208,7 @@ mod tests {
             checkpoints: "f32",
             kept_insides: 0,
             blocks_in_turns: 0,
+            bases_learn: true,
             mlp_rows: None,
             mlp_columns: Some(384),
             attention_rows: None,
@@ -231,6 +235,7 @@ mod tests {
             "checkpoints",
             "kept_insides",
             "blocks_in_turns",
+            "bases_learn",
             "mlp_rows",
             "mlp_columns",
             "attention_rows",

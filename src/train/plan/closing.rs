@@ -3,7 +3,6 @@
 
 use super::{Demand, List, PlannedBuffer, Turn};
 use crate::head::{self, Transport};
-use crate::train::stack::Phase;
 
 /// Bytes of a component beside its mean: names, counts, and what says where its factors are.
 const COMPONENT_BYTES: usize = 1024;
@@ -11,6 +10,7 @@ const COMPONENT_BYTES: usize = 1024;
 impl Demand {
     pub(super) fn closing(&self) -> Vec<PlannedBuffer> {
         let mut list = List::of(Turn::Closing);
+        self.from_training_on(&mut list);
         self.new_head(&mut list);
         let (dim, width) = (self.geometry.dim, self.width());
         let parts = 2 * self.taps.len();
@@ -30,19 +30,13 @@ impl Demand {
         let name = "lists and scores of images";
         list.floats(name, &[self.images, 12 + self.classes], 1);
 
-        if self.phase == Phase::Bases {
+        if !self.later {
             return list.1;
         }
         let mut moving = List::of(Turn::Moving);
+        self.from_training_on(&mut moving);
         self.new_head(&mut moving);
-        let images = Transport::images(self.images);
-        moving.floats("features before, and how they moved", &[2, images, dim], 1);
-        moving.floats(
-            "products of images",
-            &[images, images + head::PANEL_ROWS],
-            1,
-        );
-        moving.floats("how features move", &[dim, dim], 1);
+        moving.floats("how features move, fitted", &[Transport::floats(dim)], 1);
         moving.floats("head: scatter of one part", &[packed], 1);
         let name = "head: deviations of a class, and as they were";
         moving.floats(name, &[3, self.rows(), dim], 1);

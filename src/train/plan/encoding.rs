@@ -125,12 +125,13 @@ impl Demand {
 
     pub(super) fn buffers_of(&self, encoding: &Encoding) -> Vec<PlannedBuffer> {
         let mut list = List::of(Turn::Encoding);
-        let name = "positions, and the frozen blocks' plan";
+        let name = "positions, the frozen blocks' plan, and paths";
         let shape = format!(
-            "[{}, {}] f32 and {} blocks",
+            "[{}, {}] f32, {} blocks and {} images",
             self.geometry.tokens(self.resolution),
             self.geometry.dim,
-            self.first_adapted
+            self.first_adapted,
+            self.images
         );
         list.add(name, shape, self.prepared());
         let (resolution, prefix) = (self.resolution, self.first_adapted);
@@ -141,9 +142,13 @@ impl Demand {
     /// Bytes of what is made before the first image.
     fn prepared(&self) -> usize {
         let tokens = self.geometry.tokens(self.resolution);
-        4 * (tokens + 2) * self.geometry.dim + self.first_adapted * BLOCK_BYTES
+        let positions = 4 * (tokens + 2) * self.geometry.dim;
+        positions + self.first_adapted * BLOCK_BYTES + self.images * PATH_BYTES
     }
 }
+
+/// Bytes of an image's path beyond what its lists take later.
+const PATH_BYTES: usize = 64;
 
 /// Bytes that tract holds of a block, whose weights it does not.
 const BLOCK_BYTES: usize = 24 << 10;

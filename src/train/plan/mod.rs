@@ -23,14 +23,16 @@ pub use encoding::Encoding;
 use process::blocks_in_turns;
 use training::{Candidate, buffers, candidates, cost};
 
-use super::stack::{Phase, Precision, StackShape};
+use super::stack::{Precision, StackShape};
+use super::stand_ins::StandIns;
+use crate::data::TokenGrid;
 use crate::vit::{Geometry, Pixels};
 
 /// `learn` without `--budget`: 8 MiB.
 pub const DEFAULT_BUDGET: usize = 8 << 20;
 
-/// Bytes of an image in the lists that training draws from, its path among them.
-const IMAGE_BYTES: usize = 256;
+/// Bytes of an image in the lists that training draws from.
+const IMAGE_BYTES: usize = 192;
 
 /// Bytes of a thread of the pool beside its stack.
 const THREAD_BYTES: usize = 8 << 10;
@@ -64,8 +66,10 @@ pub struct Demand {
     pub batch: usize,
     /// Threads to work with.
     pub threads: usize,
-    /// What is learned: bases and prompts by a first task, cores and prompts by a later one.
-    pub phase: Phase,
+    /// Whether something was learned before.
+    pub later: bool,
+    /// Whether bases learn: a first task's do, and a later one's where there is room.
+    pub bases: bool,
 }
 
 /// When a buffer is there. Those of different turns are never there together.
@@ -119,8 +123,8 @@ pub struct Plan {
     pub stack: StackShape,
     /// Frozen blocks at either end that [take turns](crate::train::stack::Stack::in_turns) in memory.
     pub in_turns: usize,
-    /// What is learned.
-    pub phase: Phase,
+    /// Whether bases learn, or only M and N.
+    pub bases: bool,
     /// Classes the head knows in the end.
     pub classes: usize,
     /// How the photos are encoded.
@@ -172,11 +176,30 @@ impl Plan {
         bytes_of(&self.buffers, turn)
     }
 
-    /// The fastest plan within `budget` bytes.
+    /// The fastest plan within `budget` bytes. Bases of a later task learn on where that needs no
+    /// rounding of what is kept; where it does, M and N learn alone.
     ///
     /// # Errors
     /// When even the smallest needs more.
     pub fn new(demand: &Demand, budget: usize) -> Result<Self, PlanError> {
+        let whole = Self::fastest(demand, budget);
+        if !demand.later || !demand.bases {
+            return whole;
+        }
+        let exact = |plan: &Self| plan.stack.checkpoints == Precision::F32;
+        whole.ok().filter(exact).map_or_else(
+            || {
+                let cores = Demand {
+                    bases: false,
+                    ..demand.clone()
+                };
+                Self::fastest(&cores, budget)
+            },
+            Ok,
+        )
+    }
+
+    fn fastest(demand: &Demand, budget: usize) -> Result<Self, PlanError> {
         let always = demand.always();
         let closing = demand.closing();
         let refuse = || demand.refusal(budget, Self::smallest(demand));
@@ -210,7 +233,7 @@ impl Plan {
             workers: candidate.workers,
             stack: candidate.stack,
             in_turns,
-            phase: demand.phase,
+            bases: demand.bases,
             classes: demand.classes,
             encoding,
             buffers: [always, encodes, training, closing].concat(),
@@ -257,35 +280,36 @@ impl Demand {
         self.blocks() * self.projections
     }
 
-    /// Numbers in the gradient of the adapters: A and B of every site, or the core; and prompts.
-    fn gradient(&self) -> usize {
-        let site = match self.phase {
-            Phase::Bases => 2 * self.geometry.dim * self.rank,
-            Phase::Cores => self.rank * self.rank,
-        };
-        self.sites() * site + self.prompts * self.geometry.dim
+    /// Numbers in M and N of every site, of at most rank r, and prompts.
+    fn cores(&self) -> usize {
+        self.sites() * 2 * self.rank * self.rank + self.prompts * self.geometry.dim
     }
 
-    /// Numbers that the optimiser moves: A and B of every site, or M and N of at most rank r; and
-    /// prompts.
+    /// Numbers that the optimiser moves last, and of their gradient: A and B of every site and prompts,
+    /// or M and N.
     fn learned(&self) -> usize {
-        let site = match self.phase {
-            Phase::Bases => 2 * self.geometry.dim * self.rank,
-            Phase::Cores => 2 * self.rank * self.rank,
-        };
-        self.sites() * site + self.prompts * self.geometry.dim
+        match self.bases {
+            true => {
+                self.sites() * 2 * self.geometry.dim * self.rank + self.prompts * self.geometry.dim
+            }
+            false => self.cores(),
+        }
+    }
+
+    /// Numbers that are there while M and N learn, beyond what the optimiser of the bases takes when
+    /// they do: M and N, their gradient and moments, and cores and prompts as they were.
+    fn beyond_bases(&self) -> usize {
+        let before =
+            2 * self.sites() * self.rank * self.rank + 2 * self.prompts * self.geometry.dim;
+        (4 * self.cores() + before).saturating_sub(2 * self.learned())
     }
 
     /// What is there all the time.
     fn always(&self) -> Vec<PlannedBuffer> {
         let mut list = List::of(Turn::Always);
         let (dim, rank, sites) = (self.geometry.dim, self.rank, self.sites());
-        // Those that the blocks see, those that training started from, and for a later task those to
-        // go back to.
-        let copies = match self.phase {
-            Phase::Bases => 2,
-            Phase::Cores => 3,
-        };
+        // Those that the blocks see, and those that training started from.
+        let copies = 2;
         list.floats("adapters: bases", &[sites, 2, dim, rank], 1);
         let name = "adapters: cores and drift guard, and as they were";
         list.floats(name, &[copies, sites, 2, rank, rank], 1);
@@ -301,11 +325,40 @@ impl Demand {
         let shape = format!("{} bytes", self.known);
         list.add("known: class means, tasks and names", shape, self.known);
         list.add(
-            "paths and lists of images",
+            "lists of images",
             format!("[{}, {IMAGE_BYTES} bytes]", self.images),
             self.images * IMAGE_BYTES,
         );
         list.1
+    }
+
+    /// What is there from the end of the frozen pass on.
+    fn from_training_on(&self, list: &mut List) {
+        let mean = self.token_grid().bytes();
+        list.add(
+            "mean tokens of the task's classes",
+            format!("[{}, {mean} bytes]", self.task_classes),
+            self.task_classes * mean,
+        );
+        if self.later {
+            if self.bases {
+                let (dim, rank, sites) = (self.geometry.dim, self.rank, self.sites());
+                let name = "adapters: bases as they were, to hold to and to go back to";
+                list.floats(name, &[sites, 2, dim, rank], 1);
+            }
+            let old = self.classes.saturating_sub(self.task_classes);
+            let count = StandIns::count(old, self.images, StandIns::MOST);
+            list.add(
+                "stand-ins for images of old classes",
+                format!("[{count}]"),
+                StandIns::bytes(count),
+            );
+        }
+    }
+
+    fn token_grid(&self) -> TokenGrid {
+        let side = self.geometry.grid(self.resolution);
+        TokenGrid::new(self.geometry.dim, 1 + self.geometry.registers, side)
     }
 
     /// Features of one image.

@@ -34,7 +34,8 @@ fn demand(resolution: Pixels, adapted: usize, threads: usize) -> Demand {
         known: 4 * 6 * 3840,
         batch: 16,
         threads,
-        phase: Phase::Bases,
+        later: false,
+        bases: true,
     }
 }
 
@@ -42,10 +43,10 @@ fn demand(resolution: Pixels, adapted: usize, threads: usize) -> Demand {
 fn the_promised_settings_fit_their_budgets_without_rounding_what_is_kept() {
     for (resolution, adapted, budget) in [(112, 4, 4), (112, 12, 8), (224, 4, 8), (224, 12, 16)] {
         for threads in [1, 2, 4] {
-            for phase in [Phase::Bases, Phase::Cores] {
+            for later in [false, true] {
                 let mut demand = demand(resolution, adapted, threads);
-                demand.phase = phase;
-                if phase == Phase::Bases {
+                demand.later = later;
+                if !later {
                     // Nothing is known before a first task.
                     demand.known = 0;
                 }
@@ -81,9 +82,9 @@ fn a_refusal_names_the_smallest_budget_and_that_one_is_enough() {
 fn at_the_promised_budgets_the_process_stays_within_a_quarter_more_than_the_weights() {
     for (adapted, resolution, budget) in [(4, 112, 4), (12, 112, 8), (4, 224, 8), (12, 224, 16)] {
         for threads in [1, 2, 4] {
-            for phase in [Phase::Bases, Phase::Cores] {
+            for later in [false, true] {
                 let mut demand = demand(resolution, adapted, threads);
-                demand.phase = phase;
+                demand.later = later;
                 let plan = Plan::new(&demand, budget * MIB).unwrap();
                 let (weights, block) = crate::vit::weights_bytes(&demand.geometry);
                 let resident =

@@ -3,7 +3,7 @@
 use super::{Demand, List, PlannedBuffer, Turn};
 use crate::head;
 use crate::train::block::Buffer;
-use crate::train::stack::{Phase, Precision, StackShape};
+use crate::train::stack::{Precision, StackShape};
 
 /// A way to train.
 pub(super) struct Candidate {
@@ -94,6 +94,7 @@ pub(super) fn cost(demand: &Demand, candidate: &Candidate) -> f64 {
 /// Everything a candidate holds at the same time while training, beside what is always there.
 pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuffer> {
     let mut list = List::of(Turn::Training);
+    demand.from_training_on(&mut list);
     let (stack, workers) = (&candidate.stack, candidate.workers);
     let dim = demand.geometry.dim;
     let per_worker = |name: &str| match workers {
@@ -111,7 +112,7 @@ pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuff
     }
     list.floats(
         per_worker("gradient of the adapters"),
-        &[demand.gradient()],
+        &[demand.learned()],
         workers,
     );
     let width = demand.width();
@@ -119,8 +120,8 @@ pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuff
     list.floats(name, &[stack.images, width], workers);
     let name = per_worker("features that the blocks made, and their gradient");
     list.floats(name, &[2, stack.images, stack.features()], workers);
-    let name = per_worker("feature gradient and scores of an image");
-    list.floats(name, &[width + demand.classes], workers);
+    let name = per_worker("feature gradient and scores of an image, now and before");
+    list.floats(name, &[width + 2 * demand.classes], workers);
 
     let kept = stack.cached_tokens * size_of::<usize>();
     list.add(
@@ -128,8 +129,9 @@ pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuff
         format!("[{}] indices", stack.cached_tokens),
         kept * workers,
     );
-    if demand.phase == Phase::Cores {
-        list.floats("M and N, and their gradient", &[2, demand.learned()], 1);
+    if demand.later {
+        let name = "M and N while they learn, beyond what bases take";
+        list.floats(name, &[demand.beyond_bases()], 1);
     }
     list.floats("Adam moments", &[2, demand.learned()], 1);
 
@@ -137,7 +139,7 @@ pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuff
     let packed = dim * (dim + 1) / 2;
     // Heads are fitted between steps, in memory of the first worker.
     let arena: usize = wide.iter().map(Buffer::len).sum();
-    let gradient = demand.gradient();
+    let gradient = demand.learned();
     let name = "head: scatter of one part, half a task, beyond the gradient's memory";
     list.floats(name, &[packed.saturating_sub(gradient)], 1);
     let name = "head: covariance of one part, beyond the stack's memory";
