@@ -10,7 +10,7 @@ const COMPONENT_BYTES: usize = 1024;
 impl Demand {
     pub(super) fn closing(&self) -> Vec<PlannedBuffer> {
         let mut list = List::of(Turn::Closing);
-        self.from_training_on(&mut list);
+        self.after_encoding(&mut list);
         self.new_head(&mut list);
         let (dim, width) = (self.geometry.dim, self.width());
         let parts = 2 * self.taps.len();
@@ -34,7 +34,7 @@ impl Demand {
             return list.1;
         }
         let mut moving = List::of(Turn::Moving);
-        self.from_training_on(&mut moving);
+        self.after_encoding(&mut moving);
         self.new_head(&mut moving);
         moving.floats("how features move, fitted", &[Transport::floats(dim)], 1);
         moving.floats("head: scatter of one part", &[packed], 1);

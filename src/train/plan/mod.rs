@@ -333,7 +333,7 @@ impl Demand {
     }
 
     /// What is there from the end of the frozen pass on.
-    fn from_training_on(&self, list: &mut List) {
+    fn after_encoding(&self, list: &mut List) {
         let mean = self.token_grid().bytes();
         list.add(
             "mean tokens of the task's classes",

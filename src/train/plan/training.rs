@@ -94,7 +94,7 @@ pub(super) fn cost(demand: &Demand, candidate: &Candidate) -> f64 {
 /// Everything a candidate holds at the same time while training, beside what is always there.
 pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuffer> {
     let mut list = List::of(Turn::Training);
-    demand.from_training_on(&mut list);
+    demand.after_encoding(&mut list);
     let (stack, workers) = (&candidate.stack, candidate.workers);
     let dim = demand.geometry.dim;
     let per_worker = |name: &str| match workers {
