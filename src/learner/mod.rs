@@ -1,6 +1,7 @@
 //! The front door: a model, what it has learned, and the three things to do with it: learn a
 //! task, classify an image, score a folder.
 
+mod drift;
 mod encode;
 mod encoded;
 mod learn;
