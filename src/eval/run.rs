@@ -152,8 +152,8 @@ pub fn evaluate(
     Ok(report)
 }
 
-/// Leaves out what bounds drift in fledge, for methods that bound it in another way.
-fn without_hold(settings: &mut LearnSettings) {
+/// Leaves the bases as they are and stand-ins out, for methods that bound drift in another way.
+fn cores_alone(settings: &mut LearnSettings) {
     settings.fit.later_epochs = 0;
     settings.stand_ins = 0;
 }
@@ -266,7 +266,7 @@ impl Job<'_> {
             Method::Frozen => settings.instant = true,
             Method::Regularised => {
                 research.fisher = Some(Vec::new());
-                without_hold(&mut settings);
+                cores_alone(&mut settings);
                 settings.fit.guard = if settings.fit.guard > 0.0 {
                     settings.fit.guard
                 } else {
@@ -275,7 +275,7 @@ impl Job<'_> {
             }
             Method::Replay => {
                 exemplars = EXEMPLARS;
-                without_hold(&mut settings);
+                cores_alone(&mut settings);
             }
             // Nothing comes after it that a blend with the frozen weights would serve.
             Method::Joint => settings.fit.blend = 1.0,

@@ -314,8 +314,8 @@ impl Learner {
         }
     }
 
-    /// What the next task learns: the bases may move only while no statistics rest on the features
-    /// they make.
+    /// What the next task learns first: bases from scratch, or cores where statistics rest on the
+    /// features that the bases make.
     fn phase(&self) -> Phase {
         match self.knowledge.tasks.is_empty() {
             true => Phase::Bases,
