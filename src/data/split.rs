@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::TaskFolder;
 
 /// Part of a class that is held back unless asked otherwise.
-pub const DEFAULT_FRACTION: f64 = 0.2;
+pub const DEFAULT_FRACTION: f64 = 0.1;
 
 /// Indices into one class's images, ascending; together they cover the class once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,8 +31,9 @@ pub fn split(task: &TaskFolder, seed: u64, fraction: f64) -> Vec<Split> {
 /// Splits the images of one class; only the file names of `images` count, not their folders.
 ///
 /// `fraction` of the images, rounded, is held back for validation, but of two images or more at
-/// least one goes to either side. A single image is for training, and so are all when `fraction`
-/// is not above 0.
+/// least one goes to either side, and of eight or more at least two are held back, for a few classes
+/// have to tell what is unknown. A single image is for training, and so are all when `fraction` is not
+/// above 0.
 pub fn split_class(class: &str, images: &[PathBuf], seed: u64, fraction: f64) -> Split {
     let mut draw: Vec<(u64, &[u8], usize)> = images
         .iter()
@@ -59,7 +60,8 @@ fn validation_size(images: usize, fraction: f64) -> usize {
     if images < 2 || fraction.is_nan() || fraction <= 0.0 {
         return 0;
     }
-    ((images as f64 * fraction).round() as usize).clamp(1, images - 1)
+    let least = if images < 8 { 1 } else { 2 };
+    ((images as f64 * fraction).round() as usize).clamp(least, images - 1)
 }
 
 fn file_name(path: &Path) -> &[u8] {
@@ -97,7 +99,17 @@ mod tests {
 
     #[test]
     fn every_image_is_on_one_side_and_the_sizes_follow_the_fraction() {
-        for (count, validation) in [(0, 0), (1, 0), (2, 1), (3, 1), (5, 1), (8, 2), (30, 6)] {
+        for (count, validation) in [
+            (0, 0),
+            (1, 0),
+            (2, 1),
+            (3, 1),
+            (5, 1),
+            (7, 1),
+            (8, 2),
+            (19, 2),
+            (30, 3),
+        ] {
             let split = split_class("wren", &photos(count), 1, DEFAULT_FRACTION);
             assert_eq!(split.validation.len(), validation, "of {count}");
             let mut all = [split.training, split.validation].concat();
