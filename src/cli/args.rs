@@ -393,7 +393,8 @@ pub struct EvalArguments {
     /// Prompt tokens
     #[arg(long, value_name = "M,…", value_delimiter = ',')]
     pub prompts: Vec<usize>,
-    /// Weight of what holds the scores that a later task's images have; 0 turns it off
+    /// Weight of what holds the scores of earlier classes while a later task's bases learn; 0 turns
+    /// it off
     #[arg(long, value_name = "X,…", value_delimiter = ',', value_parser = finite)]
     pub hold: Vec<f32>,
     /// Most stand-ins for images of earlier classes; 0 leaves them out

@@ -56,18 +56,19 @@ impl TokenGrid {
         self.first_patch + cell(patch / self.side) * self.cells() + cell(patch % self.side)
     }
 
-    /// Moves the tokens `[tokens, dim]` of an image by the difference of two means.
+    /// Moves tokens `[kept, dim]` of an image by the difference of two means; `kept` says which of
+    /// the image's tokens they are.
     ///
     /// # Panics
     /// When a length does not fit.
-    pub fn translate(&self, tokens: &mut [f32], from: &TokenMean, to: &TokenMean) {
+    pub fn translate(&self, kept: &[usize], tokens: &mut [f32], from: &TokenMean, to: &TokenMean) {
         assert_eq!(
             tokens.len(),
-            self.tokens() * self.dim,
-            "tokens are [tokens, dim]"
+            kept.len() * self.dim,
+            "tokens are [kept, dim]"
         );
         assert!(from.fits(self) && to.fits(self), "a mean is [rows, dim]");
-        for (token, values) in tokens.chunks_exact_mut(self.dim).enumerate() {
+        for (values, &token) in tokens.chunks_exact_mut(self.dim).zip(kept) {
             let row = self.row_of(token);
             let pairs = from.row(row, self.dim).zip(to.row(row, self.dim));
             for (x, (from, to)) in values.iter_mut().zip(pairs) {
@@ -166,11 +167,21 @@ mod tests {
             let from = TokenMean::of(&cache, 0..images, &grid).unwrap();
             let to = TokenMean::of(&cache, images..2 * images, &grid).unwrap();
             prop_assert!(from.fits(&grid));
+            let all: Vec<usize> = (0..grid.tokens()).collect();
             let moved = PrefixCache::create(None, images, grid.tokens(), dim, 1).unwrap();
             for image in 0..images {
                 let mut tokens = tokens(&grid, image);
-                grid.translate(&mut tokens, &from, &to);
+                grid.translate(&all, &mut tokens, &from, &to);
                 moved.write(image, &tokens, &[0.0]).unwrap();
+            }
+            let kept: Vec<usize> = all.iter().copied().step_by(2).collect();
+            let mut whole = tokens(&grid, 0);
+            let mut thinned: Vec<f32> =
+                kept.iter().flat_map(|&token| whole[token * dim..][..dim].to_vec()).collect();
+            grid.translate(&all, &mut whole, &from, &to);
+            grid.translate(&kept, &mut thinned, &from, &to);
+            for (&token, thinned) in kept.iter().zip(thinned.chunks_exact(dim)) {
+                prop_assert_eq!(&whole[token * dim..][..dim], thinned);
             }
             let found = TokenMean::of(&moved, 0..images, &grid).unwrap();
             for row in 0..grid.rows() {

@@ -310,7 +310,6 @@ impl Lesson<'_> {
             &plan,
             self.encoded,
             adapters,
-            fit.batch,
         );
         let base = adapters.clone();
         let mut parameters = Parameters::new(&base, self.phase, self.core_rank, rng);

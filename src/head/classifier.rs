@@ -262,6 +262,38 @@ impl Classifier {
         Ok(())
     }
 
+    /// What a movement of an image's features changes in the score of every component: scores are linear,
+    /// so `out[k] = w_k^T moved`. `moved` is `[parts * dim]`, `out` `[components]`.
+    ///
+    /// # Errors
+    /// As [`Classifier::scores`].
+    pub fn component_changes(&self, moved: &[f32], out: &mut [f32]) -> Result<(), HeadError> {
+        self.check_components(moved, out.len())?;
+        for (component, change) in out.iter_mut().enumerate() {
+            *change = dot(self.weight(component), moved);
+        }
+        Ok(())
+    }
+
+    /// Adds to `d_features` `[parts * dim]` what a gradient of [these changes](Self::component_changes),
+    /// `d_changes` `[components]`, sends back: `sum_k d_changes[k] w_k`.
+    ///
+    /// # Errors
+    /// As [`Classifier::scores`].
+    pub fn component_changes_backward(
+        &self,
+        d_changes: &[f32],
+        d_features: &mut [f32],
+    ) -> Result<(), HeadError> {
+        self.check_components(d_features, d_changes.len())?;
+        for (component, d_change) in d_changes.iter().enumerate() {
+            for (d, w) in d_features.iter_mut().zip(self.weight(component)) {
+                *d += d_change * w;
+            }
+        }
+        Ok(())
+    }
+
     fn weight(&self, component: usize) -> &[f32] {
         let width = self.layout.width();
         &self.weights[component * width..][..width]
@@ -309,6 +341,11 @@ impl Classifier {
         self.check_len("feature vector", self.layout.width(), features.len())?;
         self.check_len("class scores", self.classes.len(), classes)?;
         self.layout.check(features).map(|_| ())
+    }
+
+    fn check_components(&self, features: &[f32], components: usize) -> Result<(), HeadError> {
+        self.check_len("feature vector", self.layout.width(), features.len())?;
+        self.check_len("component scores", self.components.len(), components)
     }
 
     fn check_len(

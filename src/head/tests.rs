@@ -124,6 +124,33 @@ proptest! {
     }
 
     #[test]
+    fn what_a_movement_changes_is_a_difference_of_scores(
+        seed in any::<u64>(), parts in 1usize..3, dim in 1usize..20, classes in 1u32..5,
+    ) {
+        let set = Set::draw(seed, Layout { parts, dim }, classes, 1, 6);
+        let classifier = Classifier::fit(&[&set.statistics()], 0.5).unwrap();
+        let (from, to) = (&set.features[0], &set.features[5]);
+        let moved: Vec<f32> = from.iter().zip(to).map(|(from, to)| to - from).collect();
+        let mut changes = vec![0.0; classifier.components().len()];
+        classifier.component_changes(&moved, &mut changes).unwrap();
+        let (before, after) = (scores(&classifier, from), scores(&classifier, to));
+        let expected: Vec<f64> = before.iter().zip(&after).map(|(b, a)| a - b).collect();
+        let largest = before.iter().chain(&after).fold(1.0f64, |most, s| most.max(s.abs()));
+        for (found, expected) in changes.iter().zip(&expected) {
+            prop_assert!((f64::from(*found) - expected).abs() < 1e-4 * largest, "{} {}", found, expected);
+        }
+        // Backward is the transpose: <d, W m> = <W^T d, m>.
+        let d: Vec<f32> = (0..changes.len()).map(|k| (k as f32 * 1.7).sin()).collect();
+        let mut back = vec![0.0; moved.len()];
+        classifier.component_changes_backward(&d, &mut back).unwrap();
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let (one, other) = (dot(&d, &changes), dot(&back, &moved));
+        prop_assert!((one - other).abs() < 1e-4 * largest, "{} {}", one, other);
+    }
+
+    #[test]
     fn gradients_agree_with_central_differences(
         seed in any::<u64>(), parts in 1usize..3, dim in 1usize..20, tasks in 1u32..4,
     ) {

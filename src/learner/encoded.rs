@@ -130,7 +130,7 @@ impl Learner {
             DEFAULT_BUDGET,
         );
         let (pool, weights) = (&self.pool, &self.weights);
-        let mut trainer = Trainer::new(pool, weights, &plan, &encoded, adapters, batch);
+        let mut trainer = Trainer::new(pool, weights, &plan, &encoded, adapters);
         let features = Features::new(records.len(), trainer.width())?;
         trainer.refresh(&all, adapters, &features)?;
         Ok(features)
@@ -249,7 +249,7 @@ impl Learner {
         }
         let workers = |adapters: &Adapters| {
             let (pool, weights) = (&self.pool, &self.weights);
-            Trainer::new(pool, weights, plan, &encoded, adapters, settings.fit.batch)
+            Trainer::new(pool, weights, plan, &encoded, adapters)
         };
         let mut trainer = workers(adapters);
         let features = Features::new(records.len(), trainer.width()).map_err(FitError::from)?;

@@ -269,7 +269,7 @@ fn step(
         PROMPTS,
         &mut rng,
     );
-    let mut trainer = Trainer::new(pool, weights, &plan, &encoded, &adapters, BATCH);
+    let mut trainer = Trainer::new(pool, weights, &plan, &encoded, &adapters);
     let features = Features::new(IMAGES, trainer.width())?;
     trainer.refresh(&all, &adapters, &features)?;
     let mut statistics = Statistics::transient(

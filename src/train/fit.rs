@@ -48,7 +48,8 @@ pub struct FitSettings {
     pub blend: f32,
     /// Weight of the drift guard on cores and prompts.
     pub guard: f32,
-    /// Weight of what [holds](super::objective::score_drift) scores while a later task's bases learn.
+    /// Weight of what [holds](super::objective::score_drift) old classes' scores while a later task's bases
+    /// learn.
     pub hold: f32,
     /// Shrinkage of the head's covariance towards its trace, once trained.
     pub shrinkage: f32,
@@ -103,7 +104,7 @@ impl Default for FitSettings {
             prompt_rate: 1e-3,
             blend: 0.5,
             guard: 1.0,
-            hold: 6.0,
+            hold: 1.0,
             shrinkage: DEFAULT_SHRINKAGE,
             training_shrinkage: 0.4,
             seed: 0,
@@ -183,9 +184,10 @@ struct Fit<'f, 'a> {
     /// Cores and prompts before training.
     base: Adapters,
     phase: Phase,
-    /// What the weights before a later task make of the images as they are thinned, while its bases
-    /// are held to it.
+    /// What the weights before a later task make of the images that its bases are held on, as they are
+    /// thinned.
     held: Option<Features>,
+    turns: Turns,
     features: &'f Features,
     settings: &'f FitSettings,
     rng: ChaCha8Rng,
@@ -237,6 +239,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             },
             phase,
             held: held.transpose()?,
+            turns: Turns::new(encoded, settings.batch),
             features,
             settings,
             selection: match lesson {
@@ -313,9 +316,12 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 },
             };
             if let (Lesson::Onward(before), Some(held)) = (&lesson, &self.held) {
-                let (images, dropped) = (encoded.training, schedule.dropped);
+                let images = match self.turns.draw(encoded, &mut self.rng) {
+                    [] => encoded.training,
+                    stand_ins => stand_ins,
+                };
                 self.trainer
-                    .refresh_thinned(images, before, held, dropped)?;
+                    .refresh_thinned(images, before, held, schedule.dropped)?;
             }
             for half in 0..2 {
                 self.train_half(half, &schedule, guard, progress)?;
@@ -395,6 +401,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             phase: self.phase,
             dropped: schedule.dropped,
             hold: self.held.as_ref().map(|before| Hold {
+                head,
                 before,
                 weight: settings.hold,
             }),
@@ -407,9 +414,10 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 selection.open_gates(epoch, self.step, steps, parameters, &mut self.rng);
                 parameters.apply(&self.base, self.adapters);
             }
+            let batch = self.turns.join(images);
             let (_, gradient) =
                 self.trainer
-                    .gradient(images, self.adapters, self.features, &target)?;
+                    .gradient(batch, self.adapters, self.features, &target)?;
             progress.advance(images.len());
             let work = &mut self.guard_work;
             self.parameters
@@ -463,6 +471,47 @@ fn classes_in_all(encoded: &Encoded<'_>, known: &Statistics) -> usize {
     classes.sort_unstable();
     classes.dedup();
     classes.len() + known.components().len()
+}
+
+/// Stand-ins, which take turns in the steps of an epoch.
+struct Turns {
+    drawn: Vec<usize>,
+    taken: usize,
+    /// Images of a step and the stand-ins that go with them.
+    batch: Vec<usize>,
+}
+
+impl Turns {
+    fn new(encoded: &Encoded<'_>, batch: usize) -> Self {
+        Self {
+            drawn: Vec::with_capacity(encoded.stand_ins.images().len()),
+            taken: 0,
+            batch: Vec::with_capacity(2 * batch),
+        }
+    }
+
+    /// Draws those of an epoch, at most as many as there are training images.
+    fn draw(&mut self, encoded: &Encoded<'_>, rng: &mut ChaCha8Rng) -> &[usize] {
+        self.taken = 0;
+        self.drawn.clear();
+        self.drawn.extend(encoded.stand_ins.images());
+        self.drawn.shuffle(rng);
+        self.drawn.truncate(encoded.training.len());
+        &self.drawn
+    }
+
+    /// The images of a step and, where stand-ins were drawn, as many of these.
+    fn join(&mut self, images: &[usize]) -> &[usize] {
+        self.batch.clear();
+        self.batch.extend_from_slice(images);
+        if !self.drawn.is_empty() {
+            let turns = self.taken..self.taken + images.len();
+            let drawn = turns.map(|turn| self.drawn[turn % self.drawn.len()]);
+            self.batch.extend(drawn);
+            self.taken += images.len();
+        }
+        &self.batch
+    }
 }
 
 /// The training images in two halves, each class spread evenly over both.

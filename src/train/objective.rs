@@ -19,28 +19,27 @@ pub fn cross_entropy(scores: &mut [f32], class: usize, temperature: f32) -> f64 
     f64::from(sum.ln() - target)
 }
 
-/// How far the scores of one image moved since `before`, which a task's first weights gave: the mean
-/// over classes of `((s - s_before) / temperature)^2`, less what all classes share, times `weight`.
-/// `before` becomes its gradient with respect to the scores.
+/// How far scores of one image moved: the mean of `(change / temperature)^2`, less what all changes
+/// share, times `weight`. `changes` becomes its gradient with respect to the scores.
 ///
 /// The old classes' scores are where their statistics are felt, so this holds the features in the
 /// directions that old classes are told apart by, and in no others (distillation, Li and Hoiem, arXiv
 /// 1606.09282, with a squared distance as in Buzzega et al., DER, arXiv 2004.07211).
-pub fn score_drift(scores: &[f32], before: &mut [f32], temperature: f32, weight: f32) -> f64 {
-    let classes = scores.len().max(1) as f32;
+pub fn score_drift(changes: &mut [f32], temperature: f32, weight: f32) -> f64 {
+    let count = changes.len().max(1) as f32;
     let mut shared = 0.0f32;
-    for (before, score) in before.iter_mut().zip(scores) {
-        *before = (score - *before) / temperature;
-        shared += *before / classes;
+    for change in changes.iter_mut() {
+        *change /= temperature;
+        shared += *change / count;
     }
     let mut sum = 0.0f32;
-    let scale = 2.0 * weight / (classes * temperature);
-    for moved in before.iter_mut() {
-        *moved -= shared;
-        sum += *moved * *moved;
-        *moved *= scale;
+    let scale = 2.0 * weight / (count * temperature);
+    for change in changes.iter_mut() {
+        *change -= shared;
+        sum += *change * *change;
+        *change *= scale;
     }
-    f64::from(weight * sum / classes)
+    f64::from(weight * sum / count)
 }
 
 #[cfg(test)]
@@ -68,15 +67,14 @@ mod tests {
 
     #[test]
     fn the_gradient_of_drift_matches_central_differences() {
-        let (scores, before) = ([2.0f32, -1.0, 0.5, 3.0], [1.0f32, 0.5, -2.0, 3.5]);
-        let loss = |scores: &[f32]| score_drift(scores, &mut before.clone(), 1.7, 0.8);
-        let mut gradient = before;
-        score_drift(&scores, &mut gradient, 1.7, 0.8);
-        assert_is_gradient(&gradient, &scores, loss);
+        let changes = [1.0f32, -1.5, 2.5, -0.5];
+        let loss = |changes: &[f32]| score_drift(&mut changes.to_vec(), 1.7, 0.8);
+        let mut gradient = changes;
+        score_drift(&mut gradient, 1.7, 0.8);
+        assert_is_gradient(&gradient, &changes, loss);
         // What all classes share decides nothing.
-        let shifted = scores.map(|s| s + 5.0);
-        assert!((loss(&shifted) - loss(&scores)).abs() < 1e-5);
-        assert_eq!(loss(&before), 0.0);
+        assert!((loss(&changes.map(|c| c + 5.0)) - loss(&changes)).abs() < 1e-5);
+        assert_eq!(loss(&[3.0; 4]), 0.0);
     }
 
     #[test]

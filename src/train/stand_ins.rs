@@ -1,7 +1,10 @@
 //! Stand-ins for images of old classes, which are gone: an image of the task at hand, whose tokens
 //! are moved by the difference between the mean tokens of an old class and of its own (feature
 //! translation, Petit et al., FeTrIL, arXiv 2211.13131, here in front of the adapted blocks). They
-//! are never learned; they show how the features of old classes move while the task is learned.
+//! are never learned: while the task is, the scores of old classes are held on them, and afterwards they
+//! show how the features of old classes moved.
+
+use std::ops::Range;
 
 use crate::data::{TokenGrid, TokenMean};
 use crate::head::ClassId;
@@ -67,17 +70,23 @@ impl<'a> StandIns<'a> {
 
     /// Bytes that so many of them take while a task is learned.
     pub(super) fn bytes(count: usize) -> usize {
-        // Its means, record, class, and place in a list of all images; lists grow by doubling.
-        2 * count * (4 * size_of::<usize>() + size_of::<ClassId>())
+        // Its means, record, class, index in the head, and places in two lists of images; lists grow by
+        // doubling.
+        2 * count * (7 * size_of::<usize>() + size_of::<ClassId>())
     }
 
-    /// Moves the tokens of an image to where it stands in, if it is a stand-in.
-    pub(super) fn translate(&self, image: usize, tokens: &mut [f32]) {
+    /// Which images are stand-ins.
+    pub(super) fn images(&self) -> Range<usize> {
+        self.first..self.first + self.moves.len()
+    }
+
+    /// Moves those tokens of an image that take part to where it stands in, if it is a stand-in.
+    pub(super) fn translate(&self, image: usize, kept: &[usize], tokens: &mut [f32]) {
         let found = image
             .checked_sub(self.first)
             .and_then(|at| self.moves.get(at));
         if let (Some((from, to)), Some(grid)) = (found, &self.grid) {
-            grid.translate(tokens, from, to);
+            grid.translate(kept, tokens, from, to);
         }
     }
 }
@@ -114,7 +123,7 @@ mod tests {
         }
         for (image, (&record, &class)) in records.iter().zip(&labels).enumerate() {
             let mut tokens = [0.5; 10];
-            stand_ins.translate(image, &mut tokens);
+            stand_ins.translate(image, &[0, 1, 2, 3, 4], &mut tokens);
             let own = if record < 5 { 1.0 } else { 2.0 };
             let expected = match class {
                 3 => 0.5 + 5.0 - own,

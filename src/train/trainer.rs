@@ -29,7 +29,7 @@ pub struct Encoded<'a> {
     pub training: &'a [usize],
     /// Images held back.
     pub validation: &'a [usize],
-    /// Images that stand in for old ones; they neither train nor are held back.
+    /// Images that stand in for old ones; their classes are not learned, and none is held back.
     pub stand_ins: StandIns<'a>,
 }
 
@@ -110,8 +110,8 @@ struct Worker<'w> {
     d_stacked: Vec<f32>,
     d_row: Vec<f32>,
     scores: Vec<f32>,
-    /// Scores of an image before the task.
-    scores_before: Vec<f32>,
+    /// How the scores of an image moved since before the task.
+    drift: Vec<f32>,
     /// Cached tokens of an image that take part in a step.
     kept: Vec<usize>,
     loss: f64,
@@ -169,14 +169,16 @@ pub struct Target<'a> {
     pub phase: Phase,
     /// Patch tokens that this step leaves out.
     pub dropped: TokenDrop,
-    /// What holds the scores to those before the task, if anything does.
+    /// What holds old classes' scores to those before the task, if anything does.
     pub hold: Option<Hold<'a>>,
 }
 
-/// Holds [the scores](score_drift) of every image to those of the weights before the task.
+/// Holds [the scores](score_drift) of stand-ins to those of the weights before the task, or where there
+/// are none, the scores of all images.
 #[derive(Debug, Clone, Copy)]
 pub struct Hold<'a> {
-    /// What those weights make of the same tokens of every image.
+    pub head: &'a Classifier,
+    /// What those weights make of the same tokens of every image held.
     pub before: &'a Features,
     pub weight: f32,
 }
@@ -192,8 +194,6 @@ pub(super) struct Loan {
 pub struct Trainer<'a> {
     pool: &'a rayon::ThreadPool,
     encoded: &'a Encoded<'a>,
-    /// Images of a batch that one worker takes.
-    share: usize,
     /// Features of one image.
     width: usize,
     /// Floats in the largest gradient.
@@ -205,23 +205,20 @@ impl std::fmt::Debug for Trainer<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Trainer")
             .field("workers", &self.workers.len())
-            .field("share", &self.share)
             .finish_non_exhaustive()
     }
 }
 
 impl<'a> Trainer<'a> {
-    /// Allocates the buffers of every worker of `plan`, for batches of `batch` images.
+    /// Allocates the buffers of every worker of `plan`.
     pub fn new(
         pool: &'a rayon::ThreadPool,
         weights: &'a Weights,
         plan: &Plan,
         encoded: &'a Encoded<'a>,
         adapters: &Adapters,
-        batch: usize,
     ) -> Self {
         let shape = &plan.stack;
-        let share = batch.div_ceil(plan.workers).max(1);
         let width = encoded.cache.pooled() + shape.features();
         let phase = match plan.bases {
             true => Phase::Bases,
@@ -237,7 +234,7 @@ impl<'a> Trainer<'a> {
                 d_stacked: vec![0.0; shape.images * shape.features()],
                 d_row: vec![0.0; width],
                 scores: Vec::with_capacity(plan.classes),
-                scores_before: Vec::with_capacity(plan.classes),
+                drift: Vec::with_capacity(plan.classes),
                 kept: Vec::with_capacity(shape.cached_tokens),
                 loss: 0.0,
                 scored: 0,
@@ -246,7 +243,6 @@ impl<'a> Trainer<'a> {
         Self {
             pool,
             encoded,
-            share,
             width,
             gradient,
             workers,
@@ -314,10 +310,12 @@ impl<'a> Trainer<'a> {
         features: &Features,
         dropped: TokenDrop,
     ) -> Result<(), FitError> {
-        for images in images.chunks(self.share * self.workers.len()) {
-            self.step(images, adapters, features, dropped, None)?;
-        }
-        Ok(())
+        self.step(images, adapters, features, dropped, None)
+    }
+
+    /// How many of so many images each worker takes.
+    fn share(&self, images: usize) -> usize {
+        images.div_ceil(self.workers.len()).max(1)
     }
 
     /// Sum over `images` of `z z^T` with `z = A^T h`, `[r, r]` a site, and the number of tokens:
@@ -330,7 +328,7 @@ impl<'a> Trainer<'a> {
         images: &[usize],
         adapters: &Adapters,
     ) -> Result<(Vec<f32>, usize), FitError> {
-        let per_worker = images.len().div_ceil(self.workers.len()).max(1);
+        let per_worker = self.share(images.len());
         let encoded = self.encoded;
         let workers = &mut self.workers;
         let partial: Vec<Vec<f32>> = self.pool.install(|| {
@@ -357,7 +355,7 @@ impl<'a> Trainer<'a> {
         dropped: TokenDrop,
         target: Option<&Target<'_>>,
     ) -> Result<(), FitError> {
-        let share = self.share;
+        let share = self.share(images.len());
         let encoded = self.encoded;
         let workers = &mut self.workers;
         self.pool.install(|| {
@@ -370,8 +368,8 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// One training step: the summed loss, and the mean gradient of the batch over the images the
-    /// head could score, in the adapters' layout. Workers are added in a fixed order, so that a
+    /// One training step: the summed loss, and the gradient, over the number of images whose class the
+    /// head knows, in the adapters' layout. Workers are added in a fixed order, so that a
     /// number of threads always gives the same result.
     ///
     /// # Errors
@@ -385,7 +383,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<(f64, &mut [f32]), FitError> {
         self.step(images, adapters, features, target.dropped, Some(target))?;
         let used = self.gradient_len(adapters, target.phase);
-        let busy = images.len().div_ceil(self.share).max(1);
+        let busy = images.len().div_ceil(self.share(images.len())).max(1);
         let scored: usize = self.workers[..busy].iter().map(|w| w.scored).sum();
         let loss = self.workers[..busy].iter().map(|w| w.loss).sum();
         let (first, others) = self.workers[..busy].split_at_mut(1);
@@ -421,6 +419,7 @@ impl Worker<'_> {
             Some(_) => Accuracy::Training,
             None => Accuracy::Full,
         };
+        let stand_ins = encoded.stand_ins.images();
         let first_patch = 1 + self.stack.shape().geometry.registers;
         let patches = self.stack.most_tokens() - first_patch;
         self.stack
@@ -431,8 +430,8 @@ impl Worker<'_> {
             let used = self.stack.shape().gradient_len(adapters, target.phase);
             self.gradient[..used].fill(0.0);
             self.scores.resize(target.head.classes(), 0.0);
-            let held = target.hold.map_or(0, |_| target.head.classes());
-            self.scores_before.resize(held, 0.0);
+            let held = target.hold.map_or(0, |hold| hold.head.components().len());
+            self.drift.resize(held, 0.0);
         }
         for images in images.chunks(micro) {
             self.see(images, encoded, adapters, accuracy, dropped)?;
@@ -449,25 +448,30 @@ impl Worker<'_> {
                 .chunks_exact(width)
                 .zip(d_stacked.chunks_exact_mut(stacked));
             for (&image, (row, d_made)) in images.iter().zip(rows) {
-                let Some(class) = target.class[image] else {
+                let class = target.class[image].filter(|_| !stand_ins.contains(&image));
+                let held = stand_ins.is_empty() || stand_ins.contains(&image);
+                let hold = target.hold.filter(|_| held);
+                if class.is_none() && hold.is_none() {
                     continue;
-                };
-                let drift = &mut self.scores_before;
-                if let Some(hold) = target.hold {
-                    hold.before.read(image, &mut self.d_row)?;
-                    target.head.scores(&self.d_row, drift)?;
                 }
-                target.head.scores(row, &mut self.scores)?;
-                if let Some(hold) = target.hold {
-                    self.loss += score_drift(&self.scores, drift, target.temperature, hold.weight);
+                if let Some(hold) = hold {
+                    let moved = &mut self.d_row;
+                    hold.before.read(image, moved)?;
+                    moved.iter_mut().zip(row).for_each(|(m, x)| *m = x - *m);
+                    hold.head.component_changes(moved, &mut self.drift)?;
+                    self.loss += score_drift(&mut self.drift, target.temperature, hold.weight);
                 }
-                self.loss += cross_entropy(&mut self.scores, class, target.temperature);
-                for (d, drift) in self.scores.iter_mut().zip(drift.iter()) {
-                    *d += drift;
-                }
-                self.scored += 1;
                 self.d_row.fill(0.0);
-                target.head.backward(row, &self.scores, &mut self.d_row)?;
+                if let Some(hold) = hold {
+                    let d = &mut self.d_row;
+                    hold.head.component_changes_backward(&self.drift, d)?;
+                }
+                if let Some(class) = class {
+                    target.head.scores(row, &mut self.scores)?;
+                    self.loss += cross_entropy(&mut self.scores, class, target.temperature);
+                    self.scored += 1;
+                    target.head.backward(row, &self.scores, &mut self.d_row)?;
+                }
                 d_made.copy_from_slice(&self.d_row[lower..]);
             }
             let used = self.stack.shape().gradient_len(adapters, target.phase);
@@ -503,10 +507,10 @@ impl Worker<'_> {
             let (tokens, kept) = (self.stack.input(slot), &self.kept);
             if kept.len() == first_patch + patches {
                 encoded.cache.read(record, tokens, pooled)?;
-                encoded.stand_ins.translate(image, tokens);
             } else {
                 encoded.cache.read_rows(record, kept, tokens, pooled)?;
             }
+            encoded.stand_ins.translate(image, kept, tokens);
         }
         let made = &mut self.stacked[..images.len() * stacked];
         threads::awake(|| {
