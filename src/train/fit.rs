@@ -96,7 +96,7 @@ impl Default for FitSettings {
         Self {
             epochs: 15,
             core_epochs: 3,
-            later_epochs: 5,
+            later_epochs: 10,
             batch: 16,
             token_drop: 0.5,
             rate: 1e-3,
