@@ -31,8 +31,11 @@ pub struct FitSettings {
     pub epochs: usize,
     /// Of a later task's M and N.
     pub core_epochs: usize,
-    /// Of the bases in a later task, after its M and N.
+    /// Of the bases in a later task, after its M and N: at most.
     pub later_epochs: usize,
+    /// Steps that these come to, about. How far bases go is a matter of steps, not of epochs, and with it how
+    /// far old classes move.
+    pub later_steps: usize,
     /// Images a step.
     pub batch: usize,
     /// Share of an image's patch tokens that a [step leaves out](TokenDrop), 0 to 1.
@@ -60,12 +63,16 @@ pub struct FitSettings {
 }
 
 impl FitSettings {
-    /// Epochs and learning rate.
-    fn schedule(&self, lesson: &Lesson<'_>) -> (usize, f32) {
+    /// Epochs of so many steps, and learning rate.
+    fn schedule(&self, lesson: &Lesson<'_>, steps_an_epoch: usize) -> (usize, f32) {
+        let steps = steps_an_epoch.max(1);
         match lesson {
             Lesson::First => (self.epochs, self.rate),
             Lesson::Cores(_) => (self.core_epochs, self.core_rate),
-            Lesson::Onward(_) => (self.later_epochs, self.rate),
+            Lesson::Onward(_) => {
+                let epochs = (self.later_steps + steps / 2) / steps;
+                (self.later_epochs.min(epochs.max(1)), self.rate)
+            }
         }
     }
 }
@@ -97,6 +104,7 @@ impl Default for FitSettings {
             epochs: 15,
             core_epochs: 3,
             later_epochs: 10,
+            later_steps: 120,
             batch: 16,
             token_drop: 0.5,
             rate: 1e-3,
@@ -269,8 +277,13 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
     ) -> Result<Fitted, FitError> {
         let encoded = self.trainer.encoded();
         let settings = self.settings;
-        let (epochs, peak_rate) = settings.schedule(&lesson);
         self.halves.draw(encoded, &mut self.rng);
+        let halves = &self.halves.halves;
+        let steps_an_epoch: usize = halves
+            .iter()
+            .map(|h| h.len().div_ceil(settings.batch))
+            .sum();
+        let (epochs, peak_rate) = settings.schedule(&lesson, steps_an_epoch);
         let start = crossfit_temperature(
             &self.halves.halves,
             &mut self.heads,
@@ -289,11 +302,6 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             selection.end(before.loss, &mut self.parameters, &mut self.adam);
             self.chained.truncate(self.parameters.len());
         }
-        let halves = &self.halves.halves;
-        let steps_an_epoch: usize = halves
-            .iter()
-            .map(|h| h.len().div_ceil(settings.batch))
-            .sum();
         let total = epochs * steps_an_epoch;
         for epoch in 0..epochs {
             let stage = Stage::Epoch {
@@ -547,5 +555,25 @@ impl Halves {
             self.halves[position % 2].push(image);
         }
         self.halves.iter_mut().for_each(|half| half.shuffle(rng));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bases_learn_on_for_about_as_many_steps_however_large_a_task_is() {
+        let settings = FitSettings {
+            later_epochs: 10,
+            later_steps: 120,
+            ..FitSettings::default()
+        };
+        let before = Adapters::default();
+        let epochs = |steps| settings.schedule(&Lesson::Onward(&before), steps).0;
+        assert_eq!(
+            [0, 1, 10, 12, 18, 34, 1000].map(epochs),
+            [10, 10, 10, 10, 7, 4, 1]
+        );
     }
 }
