@@ -3,6 +3,7 @@
 pub mod adam;
 pub mod bench;
 pub mod block;
+mod draws;
 pub mod fit;
 pub mod frozen;
 pub mod judge;
