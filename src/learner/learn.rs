@@ -24,7 +24,8 @@ pub struct LearnSettings {
     pub fit: FitSettings,
     /// Whether the statistics of earlier classes are moved along with the features.
     pub transport: bool,
-    /// Most images that stand in for those of earlier classes, to see how their features move.
+    /// Most images that stand in for those of earlier classes: their scores are held on them, and they show how
+    /// features move.
     pub stand_ins: usize,
     /// Share of each class that is held back from training.
     pub validation: f64,
