@@ -342,8 +342,8 @@ pub struct DemoArguments {
 
 #[derive(Debug, Clone, Args)]
 #[command(
-    after_help = "Where --rank, --prompts, --adapt-blocks, --hold, --stand-ins, --guard or --token-drop list \
-    several values, every combination is run as a method of its own, named like \"fm-lora rank=4 prompts=0\".\n\
+    after_help = "Where --rank, --prompts, --adapt-blocks, --hold, --later-blend, --stand-ins, --guard or \
+    --token-drop list several values, every combination is run as a method of its own, named like \"fm-lora rank=4 prompts=0\".\n\
     Ctrl-C ends after the task at hand; what is finished stays in the --json file, and --resume \
     goes on from it."
 )]
@@ -397,6 +397,10 @@ pub struct EvalArguments {
     /// it off
     #[arg(long, value_name = "X,…", value_delimiter = ',', value_parser = finite)]
     pub hold: Vec<f32>,
+    /// How far a second task's bases go towards what they learn, 0 to 1; those of task t go this
+    /// over the square root of t - 1
+    #[arg(long, value_name = "SHARE,…", value_delimiter = ',', value_parser = rate)]
+    pub later_blend: Vec<f32>,
     /// Most stand-ins for images of earlier classes; 0 leaves them out
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     pub stand_ins: Vec<usize>,

@@ -386,6 +386,14 @@ fn variants(arguments: &EvalArguments, depth: usize) -> Vec<Variant> {
     vary(&mut variants, "hold", &arguments.hold, |v, &hold| {
         v.settings.fit.hold = hold;
     });
+    vary(
+        &mut variants,
+        "later-blend",
+        &arguments.later_blend,
+        |v, &share| {
+            v.settings.fit.later_blend = share;
+        },
+    );
     vary(&mut variants, "stand-ins", &arguments.stand_ins, |v, &n| {
         v.settings.stand_ins = n;
     });

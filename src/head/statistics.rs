@@ -1,6 +1,7 @@
 //! What the head learned: counts and means per component, one shared scatter per part.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde::Deserialize;
@@ -101,6 +102,12 @@ impl Statistics {
     /// Sorted by class, then task.
     pub fn components(&self) -> &[Component] {
         &self.components
+    }
+
+    /// How many tasks the components come from.
+    pub fn tasks(&self) -> usize {
+        let tasks: BTreeSet<TaskId> = self.components.iter().map(|c| c.task).collect();
+        tasks.len()
     }
 
     /// The classes learned, ascending.

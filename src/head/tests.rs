@@ -39,6 +39,7 @@ proptest! {
             let truth: Vec<f32> = (0..dim).flat_map(|i| full[i * dim..=i * dim + i].iter().map(|&v| v as f32)).collect();
             assert_close(&batched.scatter(part).unwrap(), &truth, 1e-5);
         }
+        assert_eq!(batched.tasks(), 2);
         let mut streamed = Statistics::transient(layout, 0..2);
         set.learn_into(&mut streamed, shuffled(set.features.len(), seed).into_iter());
         assert_same_statistics(&streamed, &batched, 1e-5);

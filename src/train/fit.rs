@@ -46,9 +46,13 @@ pub struct FitSettings {
     pub core_rate: f32,
     /// Learning rate of prompts.
     pub prompt_rate: f32,
-    /// How far the weights go from those before a task to those it ends with, 0 to 1: a model between
-    /// the two serves classes of neither better than both (Wortsman et al., arXiv 2109.01903).
+    /// How far a first task takes the weights from those before it to those it ends with, 0 to 1: a model
+    /// between the two serves classes of neither better than both (Wortsman et al., arXiv 2109.01903).
     pub blend: f32,
+    /// The same of the bases in the second task. In a later one it is this over the square root of the number
+    /// of tasks before it: what each moves of old classes adds up (weights averaged as tasks come: Marouf et
+    /// al., arXiv 2312.08977).
+    pub later_blend: f32,
     /// Weight of the drift guard on cores and prompts.
     pub guard: f32,
     /// Weight of what [holds](super::objective::score_drift) old classes' scores while a later task's bases
@@ -63,6 +67,11 @@ pub struct FitSettings {
 }
 
 impl FitSettings {
+    /// How far bases go that learn on after so many tasks.
+    fn onward_blend(&self, tasks: usize) -> f32 {
+        self.later_blend / (tasks.max(1) as f32).sqrt()
+    }
+
     /// Epochs of so many steps, and learning rate.
     fn schedule(&self, lesson: &Lesson<'_>, steps_an_epoch: usize) -> (usize, f32) {
         let steps = steps_an_epoch.max(1);
@@ -111,6 +120,7 @@ impl Default for FitSettings {
             core_rate: 2e-4,
             prompt_rate: 1e-3,
             blend: 0.5,
+            later_blend: 0.7,
             guard: 1.0,
             hold: 1.0,
             shrinkage: DEFAULT_SHRINKAGE,
@@ -213,6 +223,8 @@ struct Fit<'f, 'a> {
     /// Index of each image's class among the head's.
     class: Vec<Option<usize>>,
     halves: Halves,
+    /// Tasks learned before.
+    learned: usize,
     step: usize,
 }
 
@@ -262,6 +274,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             held_out,
             class: Vec::with_capacity(encoded.labels.len()),
             halves: Halves::new(encoded),
+            learned: known.tasks(),
             step: 0,
             parameters,
             rng,
@@ -345,7 +358,10 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
                 self.refresh()?;
                 after = (epochs > 0).then(|| self.quality()).transpose()?;
             }
-            Lesson::Onward(before) => self.adapters.blend_bases(before, settings.blend),
+            Lesson::Onward(before) => {
+                let share = settings.onward_blend(self.learned);
+                self.adapters.blend_bases(before, share);
+            }
             Lesson::Cores(_) => {}
         }
         let choice = match (self.selection, lesson) {
@@ -484,6 +500,16 @@ fn classes_in_all(encoded: &Encoded<'_>, known: &Statistics) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_more_tasks_are_learned_the_less_a_later_one_moves() {
+        let settings = FitSettings {
+            later_blend: 0.5,
+            ..FitSettings::default()
+        };
+        let shares = [0, 1, 4, 16, 64].map(|tasks| settings.onward_blend(tasks));
+        assert_eq!(shares, [0.5, 0.5, 0.25, 0.125, 0.0625]);
+    }
 
     #[test]
     fn bases_learn_on_for_about_as_many_steps_however_large_a_task_is() {
