@@ -63,7 +63,7 @@ pub enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Compare methods on a benchmark: accuracy, forgetting and cost over a sequence of tasks
-    Eval(EvalArguments),
+    Eval(Box<EvalArguments>),
     /// Tell the story of the robin and the sparrow, with birds that fledge draws itself
     Demo(DemoArguments),
     /// Write the manual pages and the shells' completions into a folder

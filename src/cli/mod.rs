@@ -96,7 +96,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         }
         Command::Manual(manual) => manual::write(&manual.folder),
         Command::Eval(eval) => {
-            let settings = settings::Eval::resolve(eval, &config)?;
+            let settings = settings::Eval::resolve(*eval, &config)?;
             eval::run(&settings, &terminal)
         }
         Command::Demo(demo) => demo::run(&demo, progress),

@@ -5,22 +5,23 @@ use std::time::Instant;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::fisher::{fisher, remember_fisher};
+use super::task_images::TaskImages;
 use super::{LearnError, LearnReport, LearnSettings, Learner, now};
 use crate::Progress;
 use crate::adapt::{Adapters, RankSelector};
 use crate::data::PrefixCache;
 use crate::head::{Calibration, ClassId, Classifier, DEFAULT_SHRINKAGE, Statistics};
-use crate::state::{TaskRecord, TaughtClass};
+use crate::state::TaskRecord;
 use crate::train::fit::{FitSettings, Fitted, Lesson, fit};
-use crate::train::judge::{choose_pooling, classes_in, judge, learn_on_shelf, novelties};
+use crate::train::judge::{choose_pooling, judge, learn_on_shelf, novelties};
 use crate::train::parameters::Guard;
 use crate::train::plan::{DEFAULT_BUDGET, Plan};
 use crate::train::saved::Saved;
 use crate::train::selection::TaskRank;
 use crate::train::stack::Phase;
 use crate::train::stand_ins::StandIns;
-use crate::train::token_drop::TokenDrop;
-use crate::train::trainer::{Encoded, Features, FitError, Target, Trainer};
+use crate::train::trainer::{Encoded, Features, FitError, Trainer};
 use crate::vit::Geometry;
 
 /// One class of a task, as records of a prefix cache.
@@ -200,34 +201,15 @@ impl Learner {
         let adapters = &mut taken.adapters;
         let mut names = known.classes.clone();
         let mut ranks = known.ranks.clone();
-        let (mut records, mut labels) = (Vec::new(), Vec::new());
-        let (mut training, mut validation) = (Vec::new(), Vec::new());
-        let grid = self.token_grid();
-        let mut taught: Vec<TaughtClass> = Vec::new();
-        for class in &task.classes {
-            let id = class_id(&mut names, &class.name);
-            for (part, images) in [
-                (&class.training, &mut training),
-                (&class.validation, &mut validation),
-            ] {
-                images.extend(records.len()..records.len() + part.len());
-                records.extend_from_slice(part);
-            }
-            labels.resize(records.len(), id);
-            taught.push(TaughtClass {
-                class: id,
-                images: u32::try_from(class.images()).unwrap_or(u32::MAX),
-                tokens: class
-                    .mean_tokens(task.cache, &grid)
-                    .map_err(FitError::from)?,
-            });
-        }
-        let own: Vec<usize> = (0..records.len()).collect();
-        for &(class, record) in &research.exemplars {
-            training.push(records.len());
-            records.push(record);
-            labels.push(class);
-        }
+        let TaskImages {
+            mut records,
+            mut labels,
+            training,
+            validation,
+            own,
+            taught,
+        } = TaskImages::of(task, &mut names, &self.token_grid(), &research.exemplars)
+            .map_err(FitError::from)?;
         let phase = self.phase();
         let trains = !settings.instant && names.len() > 1;
         let moves = trains && settings.transport && phase == Phase::Cores;
@@ -377,15 +359,7 @@ impl Learner {
                 &own,
                 &features,
             )?;
-            let prompts = adapters.prompt_fisher.len();
-            let (cores, of_prompts) = found.split_at(found.len() - prompts);
-            for (sum, f) in adapters.prompt_fisher.iter_mut().zip(of_prompts) {
-                *sum += f;
-            }
-            if let Some(sum) = &mut research.fisher {
-                sum.resize(cores.len(), 0.0);
-                sum.iter_mut().zip(cores).for_each(|(sum, f)| *sum += f);
-            }
+            remember_fisher(&found, adapters, research);
         }
         let record = TaskRecord {
             id: task_id,
@@ -439,49 +413,6 @@ struct Learned {
 struct Taken {
     adapters: Adapters,
     head: Statistics,
-}
-
-/// The id of a class name, which is added if it is new.
-fn class_id(names: &mut Vec<String>, name: &str) -> ClassId {
-    let known = names.iter().position(|known| known == name);
-    let index = known.unwrap_or_else(|| {
-        names.push(name.to_owned());
-        names.len() - 1
-    });
-    index as ClassId
-}
-
-/// Images that Fisher information is estimated from, at most.
-const FISHER_IMAGES: usize = 64;
-
-/// The mean over images of the squared gradient of cores and prompts, laid out as the gradient is:
-/// the diagonal of their Fisher information at the labels (Kirkpatrick et al., arXiv 1612.00796).
-fn fisher(
-    trainer: &mut Trainer<'_>,
-    adapters: &Adapters,
-    (head, temperature): (&Classifier, f32),
-    images: &[usize],
-    features: &Features,
-) -> Result<Vec<f32>, LearnError> {
-    let class: Vec<Option<usize>> = classes_in(head, trainer.encoded().labels).collect();
-    let target = Target {
-        head,
-        class: &class,
-        temperature,
-        phase: Phase::Cores,
-        dropped: TokenDrop::NONE,
-        hold: None,
-    };
-    let mut fisher = vec![0.0; trainer.gradient_len(adapters, Phase::Cores)];
-    let n = images.len().min(FISHER_IMAGES);
-    for k in 0..n {
-        let image = images[k * images.len() / n];
-        let (_, gradient) = trainer.gradient(&[image], adapters, features, &target)?;
-        for (sum, g) in fisher.iter_mut().zip(&*gradient) {
-            *sum += g * g / n as f32;
-        }
-    }
-    Ok(fisher)
 }
 
 /// Prompts `[m, D]` that a first task starts from: means of the patch tokens of its images, over m

@@ -4,8 +4,10 @@
 mod drift;
 mod encode;
 mod encoded;
+mod fisher;
 mod learn;
 mod recognise;
+mod task_images;
 mod window;
 
 use std::time::SystemTime;
