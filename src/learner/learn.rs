@@ -8,7 +8,7 @@ use crate::Progress;
 use crate::adapt::RankChoice;
 use crate::data::{DEFAULT_FRACTION, FolderError, Skipped, TaskFolder, split_class};
 use crate::head::HeadError;
-use crate::train::fit::FitSettings;
+use crate::train::lesson::FitSettings;
 use crate::train::plan::{DEFAULT_BUDGET, PlanError};
 use crate::train::stand_ins::StandIns;
 use crate::train::trainer::FitError;

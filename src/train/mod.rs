@@ -7,6 +7,7 @@ mod draws;
 pub mod fit;
 pub mod frozen;
 pub mod judge;
+pub mod lesson;
 pub mod objective;
 pub mod parameters;
 pub mod plan;
