@@ -86,6 +86,7 @@ impl Scene {
             images: IMAGES,
             largest_class: 4,
             known: 0,
+            known_head: 0,
             batch: 8,
             threads,
             later: true,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fledge::data::{Fault, SkipReason};
 use fledge::learner::{AdaptBlocks, LearnError, Setup};
-use fledge::train::plan::Turn;
+use fledge::train::plan::{Budget, Turn};
 use fledge::vit::{Preprocessing, Weights, import};
 use fledge::{LearnReport, LearnSettings, Learner, Progress, Stage, state};
 
@@ -166,7 +166,7 @@ fn setup(prompts: usize) -> Setup {
 
 fn settings(budget: usize, rank: Option<usize>, epochs: usize) -> LearnSettings {
     let mut settings = LearnSettings {
-        budget,
+        budget: Budget::Fixed(budget),
         rank,
         ..LearnSettings::default()
     };

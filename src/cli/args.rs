@@ -135,8 +135,8 @@ pub struct LearnArguments {
     /// Learn in one pass, without training: only the head is updated
     #[arg(long, conflicts_with = "epochs")]
     pub instant: bool,
-    /// Most memory that training may take beyond the frozen model, in bytes or with a unit
-    /// [default: the configured one, or 8MiB]
+    /// Most memory that learning may take beyond the frozen model, in bytes or with a unit
+    /// [default: the configured one, or 8MiB; these grow where what is known needs it]
     #[arg(long, value_name = "SIZE")]
     pub budget: Option<Budget>,
     /// Seed of everything random; the same seed and thread count give the same result
@@ -187,8 +187,8 @@ pub struct PlanArguments {
     /// Photos of the task
     #[arg(long, value_name = "N", default_value = "200")]
     pub images: NonZeroUsize,
-    /// Most memory that training may take beyond the frozen model, in bytes or with a unit
-    /// [default: the configured one, or 8MiB]
+    /// Most memory that learning may take beyond the frozen model, in bytes or with a unit
+    /// [default: the configured one, or 8MiB; these grow where what is known needs it]
     #[arg(long, value_name = "SIZE")]
     pub budget: Option<Budget>,
     /// Threads to work with [default: the configured number, or one a core]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use fledge::board::{Machine, TooLittleMemory};
+use fledge::train::plan::Budget;
 
 /// What tells the C library how many heaps to keep.
 const HEAPS: &str = "MALLOC_ARENA_MAX";
@@ -39,8 +40,7 @@ pub fn keep_one_heap_under_a_limit() {}
 pub enum Work {
     Learning {
         threads: usize,
-        /// Bytes.
-        budget: usize,
+        budget: Budget,
     },
     Using {
         threads: usize,
@@ -52,13 +52,14 @@ pub enum Work {
 const MIB: u64 = 1 << 20;
 
 impl Work {
-    /// Bytes of heap and stacks besides a state of `state` bytes, which counts in the budget of
-    /// learning. Measured with the default model and rounded up, see firmware-config/README.md.
+    /// Bytes of heap and stacks besides a state of `state` bytes. A fifth of it, more than what is kept of it in
+    /// memory, counts in the budget of learning, and makes one grow. Measured with the default model and rounded up, see firmware-config/README.md.
     fn heap(self, state: u64) -> u64 {
         match self {
             // Images are encoded before training begins.
             Self::Learning { threads, budget } => {
-                20 * MIB + (12 * MIB * threads as u64).max(budget as u64)
+                let grown = if budget.grows() { state / 5 } else { 0 };
+                20 * MIB + (12 * MIB * threads as u64).max(budget.bytes() as u64 + grown)
             }
             Self::Using { threads, at_once } => {
                 6 * MIB + 2 * MIB * threads as u64 + 6 * MIB * at_once as u64 + state

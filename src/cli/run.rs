@@ -176,7 +176,7 @@ pub fn plan(settings: &settings::Plan) -> anyhow::Result<PlanReport> {
         batch,
         settings.threads.get(),
     )?;
-    Ok(PlanReport::from(&Plan::new(&demand, settings.budget)?))
+    Ok(PlanReport::from(&Plan::allowed(&demand, settings.budget)?))
 }
 
 pub fn bench(settings: &settings::Bench, progress: &dyn Progress) -> anyhow::Result<BenchReport> {

@@ -12,7 +12,7 @@ use fledge::camera::Source;
 use fledge::eval::{EvalSettings, Variant};
 use fledge::learner::Setup;
 use fledge::state;
-use fledge::train::plan::DEFAULT_BUDGET;
+use fledge::train::plan;
 
 use super::args::{
     AdaptBlocks, BenchArguments, Budget, ClassifyArguments, EvalArguments, ForgetArguments,
@@ -50,8 +50,7 @@ pub struct Learn {
     pub prompts: Option<usize>,
     pub epochs: Option<NonZeroUsize>,
     pub instant: bool,
-    /// Bytes.
-    pub budget: usize,
+    pub budget: plan::Budget,
     pub seed: u64,
     pub threads: NonZeroUsize,
     pub preferred: NewState,
@@ -113,7 +112,7 @@ impl Learn {
             prompts: None,
             epochs: None,
             instant: false,
-            budget: DEFAULT_BUDGET,
+            budget: plan::Budget::default(),
             seed: 1,
             threads: cores(),
             preferred: NewState::default(),
@@ -132,8 +131,7 @@ pub struct Plan {
     pub rank: Option<usize>,
     pub classes: usize,
     pub images: usize,
-    /// Bytes.
-    pub budget: usize,
+    pub budget: plan::Budget,
     pub threads: NonZeroUsize,
 }
 
@@ -172,7 +170,7 @@ impl Bench {
             home: config.home()?,
             model: arguments.model.or_else(|| config.get(Key::Model)),
             threads: threads(arguments.threads, config),
-            budget: budget(arguments.budget, config),
+            budget: budget(arguments.budget, config).bytes(),
             seconds: arguments.seconds.get(),
         })
     }
@@ -441,11 +439,14 @@ fn rank(asked: Option<Rank>, config: &Config) -> Option<usize> {
         .and_then(Rank::fixed)
 }
 
-/// Bytes that training may take: the flag's, the configured ones, or the default.
-fn budget(asked: Option<Budget>, config: &Config) -> usize {
-    asked
-        .or_else(|| config.get(Key::Budget))
-        .map_or(DEFAULT_BUDGET, |budget| budget.0)
+/// What training may take: the flag's bytes and no more, or the configured or default ones while what is known
+/// leaves enough of them.
+fn budget(asked: Option<Budget>, config: &Config) -> plan::Budget {
+    match (asked, config.get(Key::Budget)) {
+        (Some(Budget(bytes)), _) => plan::Budget::Fixed(bytes),
+        (None, Some(Budget(bytes))) => plan::Budget::Growing(bytes),
+        (None, None) => plan::Budget::default(),
+    }
 }
 
 /// Threads to work with: the flag's, the configured number, or one a core.

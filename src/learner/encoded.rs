@@ -17,7 +17,7 @@ use crate::train::fit::{Fitted, fit};
 use crate::train::judge::{choose_pooling, judge, learn_on_shelf, novelties};
 use crate::train::lesson::{FitSettings, Lesson};
 use crate::train::parameters::Guard;
-use crate::train::plan::{DEFAULT_BUDGET, Plan};
+use crate::train::plan::{Budget, Plan};
 use crate::train::saved::Saved;
 use crate::train::selection::TaskRank;
 use crate::train::stack::Phase;
@@ -129,7 +129,7 @@ impl Learner {
         let head = &self.knowledge.head;
         let plan = Plan::within(
             &self.demand(adapters, head, &[records.len()], batch),
-            DEFAULT_BUDGET,
+            Budget::default(),
         );
         let (pool, weights) = (&self.pool, &self.weights);
         let mut trainer = Trainer::new(pool, weights, &plan, &encoded, adapters);

@@ -9,7 +9,7 @@ use crate::adapt::RankChoice;
 use crate::data::{DEFAULT_FRACTION, FolderError, Skipped, TaskFolder, split_class};
 use crate::head::HeadError;
 use crate::train::lesson::FitSettings;
-use crate::train::plan::{DEFAULT_BUDGET, PlanError};
+use crate::train::plan::{Budget, PlanError, mebibytes};
 use crate::train::stand_ins::StandIns;
 use crate::train::trainer::FitError;
 use crate::vit::PrefixError;
@@ -29,9 +29,9 @@ pub struct LearnSettings {
     pub stand_ins: usize,
     /// Share of each class that is held back from training.
     pub validation: f64,
-    /// Most bytes that training may take beyond the frozen model. Tasks that are encoded already
+    /// Most bytes that learning may take beyond the frozen model. Tasks that are encoded already
     /// are trained with as many as it takes.
-    pub budget: usize,
+    pub budget: Budget,
 }
 
 impl Default for LearnSettings {
@@ -43,7 +43,7 @@ impl Default for LearnSettings {
             transport: true,
             stand_ins: StandIns::MOST,
             validation: DEFAULT_FRACTION,
-            budget: DEFAULT_BUDGET,
+            budget: Budget::default(),
         }
     }
 }
@@ -114,6 +114,12 @@ impl Learner {
         // Before the images are looked at: what does not fit should be known at once.
         let counts = folder.classes.iter().map(|class| class.images.len());
         let plan = self.plan(&counts.collect::<Vec<_>>(), settings)?;
+        if !settings.instant && !plan.bases {
+            progress.warn(&format!(
+                "{} are too little for the bases to learn on: M and N learn alone, which gains less; raise --budget",
+                mebibytes(plan.budget)
+            ));
+        }
         self.knowledge.head.shelve().map_err(FitError::from)?;
         let paths: Vec<PathBuf> = folder
             .classes

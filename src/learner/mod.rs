@@ -124,6 +124,7 @@ impl Setup {
             images,
             largest_class: images.div_ceil(classes.max(1)),
             known: 0,
+            known_head: 0,
             batch,
             threads,
             later: false,
@@ -281,7 +282,7 @@ impl Learner {
     pub fn plan(&self, images: &[usize], settings: &LearnSettings) -> Result<Plan, PlanError> {
         let (k, batch) = (&self.knowledge, settings.fit.batch);
         let demand = self.demand(&k.adapters, &k.head, images, batch);
-        Plan::new(&demand, settings.budget)
+        Plan::allowed(&demand, settings.budget)
     }
 
     /// What training `adapters` takes beside the statistics `head`, on a task whose classes have so
@@ -308,6 +309,7 @@ impl Learner {
             images: images.iter().sum(),
             largest_class: head.largest().max(largest),
             known: head.memory() + k.memory() - k.head.memory(),
+            known_head: head.memory(),
             batch,
             threads: self.pool.current_num_threads(),
             later: !k.tasks.is_empty(),

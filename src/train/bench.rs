@@ -233,6 +233,7 @@ fn step(
         images: IMAGES,
         largest_class: IMAGES.div_ceil(CLASSES),
         known: 0,
+        known_head: 0,
         batch: BATCH,
         threads: pool.current_num_threads(),
         later: false,

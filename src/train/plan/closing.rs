@@ -53,10 +53,11 @@ impl Demand {
         let added = self.task_classes * (4 * self.width() + COMPONENT_BYTES);
         let shape = format!(
             "{} bytes and [{}, {}] f32",
-            self.known,
+            self.known_head,
             self.task_classes,
             self.width()
         );
-        list.add("class means as they will be", shape, self.known + added);
+        let bytes = self.known_head + added;
+        list.add("class means as they will be", shape, bytes);
     }
 }

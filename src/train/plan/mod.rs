@@ -28,8 +28,37 @@ use super::stand_ins::StandIns;
 use crate::data::TokenGrid;
 use crate::vit::{Geometry, Pixels};
 
-/// `learn` without `--budget`: 8 MiB.
+/// `learn` without `--budget` starts from 8 MiB.
 pub const DEFAULT_BUDGET: usize = 8 << 20;
+
+/// Bytes that learning may take beyond the frozen model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Budget {
+    /// So many, whatever is known.
+    Fixed(usize),
+    /// So many, or where what is known leaves too little of them, as many more as it takes to learn what could
+    /// be learned if nothing were known.
+    Growing(usize),
+}
+
+impl Budget {
+    /// What it is while little is known.
+    pub fn bytes(self) -> usize {
+        let (Self::Fixed(bytes) | Self::Growing(bytes)) = self;
+        bytes
+    }
+
+    /// Whether it grows with what is known.
+    pub fn grows(self) -> bool {
+        matches!(self, Self::Growing(_))
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::Growing(DEFAULT_BUDGET)
+    }
+}
 
 /// Bytes of an image in the lists that training draws from.
 const IMAGE_BYTES: usize = 192;
@@ -62,6 +91,8 @@ pub struct Demand {
     pub largest_class: usize,
     /// Bytes of what is known before: class means, tasks and names.
     pub known: usize,
+    /// Those of them that the head has.
+    pub known_head: usize,
     /// Images of a step.
     pub batch: usize,
     /// Threads to work with.
@@ -240,11 +271,39 @@ impl Plan {
         })
     }
 
-    /// The fastest plan within `budget` bytes, or where there is none, within as many as it takes.
-    pub fn within(demand: &Demand, budget: usize) -> Self {
-        let fits = |budget| Self::new(demand, budget);
-        fits(budget)
-            .or_else(|error| fits(error.smallest))
+    /// The fastest plan within `budget`. One that grows does so in steps of a sixteenth.
+    ///
+    /// # Errors
+    /// When even the smallest needs more, what is known aside if the budget grows.
+    pub fn allowed(demand: &Demand, budget: Budget) -> Result<Self, PlanError> {
+        let plan = Self::new(demand, budget.bytes());
+        if !budget.grows() || plan.as_ref().is_ok_and(|plan| plan.bases) {
+            return plan;
+        }
+        let alone = Demand {
+            known: 0,
+            known_head: 0,
+            classes: demand.task_classes,
+            ..demand.clone()
+        };
+        let Ok(alone) = Self::new(&alone, budget.bytes()) else {
+            return plan;
+        };
+        let least = plan
+            .as_ref()
+            .map_or_else(|error| error.smallest, |plan| plan.budget);
+        std::iter::successors(Some(least), |bytes| bytes.checked_add(bytes / 16 + 1))
+            .find_map(|bytes| {
+                let plan = Self::new(demand, bytes).ok();
+                plan.filter(|plan| plan.bases || !alone.bases)
+            })
+            .map_or(plan, Ok)
+    }
+
+    /// The fastest plan within `budget`, or where there is none, within as many bytes as it takes.
+    pub fn within(demand: &Demand, budget: Budget) -> Self {
+        Self::allowed(demand, budget)
+            .or_else(|error| Self::new(demand, error.smallest))
             .expect("the smallest budget that fits, fits")
     }
 

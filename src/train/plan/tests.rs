@@ -32,6 +32,7 @@ fn demand(resolution: Pixels, adapted: usize, threads: usize) -> Demand {
         images: 200,
         largest_class: 40,
         known: 4 * 6 * 3840,
+        known_head: 4 * 6 * 3840,
         batch: 16,
         threads,
         later: false,
@@ -48,7 +49,7 @@ fn the_promised_settings_fit_their_budgets_without_rounding_what_is_kept() {
                 demand.later = later;
                 if !later {
                     // Nothing is known before a first task.
-                    demand.known = 0;
+                    (demand.known, demand.known_head) = (0, 0);
                 }
                 let plan = Plan::new(&demand, budget * MIB).unwrap();
                 assert!(plan.bytes() <= budget * MIB);
@@ -76,6 +77,46 @@ fn a_refusal_names_the_smallest_budget_and_that_one_is_enough() {
     ] {
         assert!(text.contains(word), "{word} is not in {text:?}");
     }
+}
+
+#[test]
+fn a_budget_that_grows_leaves_a_task_what_it_would_have_if_nothing_were_known() {
+    let later = |known: usize| Demand {
+        classes: known + 6,
+        known: known * 30_000,
+        known_head: known * 16_000,
+        later: true,
+        prompts: 0,
+        ..demand(112, 4, 2)
+    };
+    let (growing, fixed) = (Budget::default(), Budget::Fixed(DEFAULT_BUDGET));
+    let little = Plan::allowed(&later(20), growing).unwrap();
+    assert_eq!((little.budget, little.bases), (DEFAULT_BUDGET, true));
+    let mut before = DEFAULT_BUDGET;
+    for known in [200, 400, 2000] {
+        let demand = later(known);
+        let plan = Plan::allowed(&demand, growing).unwrap();
+        assert!(plan.bases && plan.bytes() <= plan.budget && plan.budget > before);
+        // A known class takes 30 and 16 kB, its row of weights 15, and its distances to the others.
+        let grown = known * 61_000 + 4 * known * known;
+        assert!(plan.budget <= (DEFAULT_BUDGET + grown) / 16 * 17);
+        before = plan.budget;
+        assert!(Plan::allowed(&demand, fixed).is_err());
+        assert!(Plan::within(&demand, fixed).budget > DEFAULT_BUDGET);
+    }
+    // What would not fit if nothing were known is refused, and M and N learn alone where they would.
+    assert!(Plan::allowed(&demand(224, 12, 2), Budget::Growing(MIB)).is_err());
+    let all_blocks = |known| Demand {
+        prompts: 8,
+        first_adapted: 0,
+        ..later(known)
+    };
+    let tight = Plan::new(&all_blocks(0), 1).unwrap_err().smallest;
+    let growing = Budget::Growing(tight);
+    let little = Plan::allowed(&all_blocks(0), growing).unwrap();
+    assert_eq!((little.budget, little.bases), (tight, false));
+    let much = Plan::allowed(&all_blocks(200), growing).unwrap();
+    assert!(much.budget > tight && !much.bases);
 }
 
 #[test]
