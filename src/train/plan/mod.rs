@@ -10,6 +10,7 @@
 //! attention, and workers that have buffers of their own. Of all plans that fit, the one that should
 //! take the least time is chosen.
 
+mod budget;
 mod closing;
 mod encoding;
 mod process;
@@ -19,6 +20,7 @@ mod training;
 
 use serde::Serialize;
 
+pub use budget::{Budget, DEFAULT_BUDGET};
 pub use encoding::Encoding;
 use process::blocks_in_turns;
 use training::{Candidate, buffers, candidates, cost};
@@ -27,38 +29,6 @@ use super::stack::{Precision, StackShape};
 use super::stand_ins::StandIns;
 use crate::data::TokenGrid;
 use crate::vit::{Geometry, Pixels};
-
-/// `learn` without `--budget` starts from 8 MiB.
-pub const DEFAULT_BUDGET: usize = 8 << 20;
-
-/// Bytes that learning may take beyond the frozen model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Budget {
-    /// So many, whatever is known.
-    Fixed(usize),
-    /// So many, or where what is known leaves too little of them, as many more as it takes to learn what could
-    /// be learned if nothing were known.
-    Growing(usize),
-}
-
-impl Budget {
-    /// What it is while little is known.
-    pub fn bytes(self) -> usize {
-        let (Self::Fixed(bytes) | Self::Growing(bytes)) = self;
-        bytes
-    }
-
-    /// Whether it grows with what is known.
-    pub fn grows(self) -> bool {
-        matches!(self, Self::Growing(_))
-    }
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self::Growing(DEFAULT_BUDGET)
-    }
-}
 
 /// Bytes of an image in the lists that training draws from.
 const IMAGE_BYTES: usize = 192;
