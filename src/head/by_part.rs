@@ -73,7 +73,9 @@ impl Strangeness<'_> {
             }
             let mut variance = 0.0;
             let only = part..part + 1;
-            classifier.refit_parts(&sources, only, &mut workspace, |_, _, v| variance = v)?;
+            classifier.refit_parts(&sources, only, &mut workspace, |_, _, s| {
+                variance = s.variance
+            })?;
             let count = classifier.components().len();
             let mut between = vec![0.0; count * count];
             factor(&classifier, &sources, &workspace, part, &mut between);

@@ -71,7 +71,7 @@ pub(super) fn factorise(
 
 /// Solves `L L^T X = B` in place, `rhs` being B `[dim, columns]`.
 pub(super) fn solve(l: &[f32], dim: usize, rhs: &mut [f32], columns: usize) {
-    solve_lower(l, dim, rhs, columns);
+    solve_lower(l, dim, dim, rhs, columns);
     for first in (0..dim).step_by(BLOCK).rev() {
         let next = dim.min(first + BLOCK);
         for i in (first..next).rev() {
@@ -96,24 +96,45 @@ pub(super) fn solve(l: &[f32], dim: usize, rhs: &mut [f32], columns: usize) {
     }
 }
 
-/// Solves `L X = B` in place, `rhs` being B `[dim, columns]`.
-fn solve_lower(l: &[f32], dim: usize, rhs: &mut [f32], columns: usize) {
+/// The trace of `(L L^T)^-1`, which is the sum of the squares of L^-1, a few columns of it at a time.
+/// `buffer` has room for `[dim, columns]`.
+pub(super) fn inverse_trace(l: &[f32], dim: usize, buffer: &mut [f32], columns: usize) -> f64 {
+    let mut trace = 0.0;
+    for first in (0..dim).step_by(columns) {
+        // Above row `first` these columns are zero.
+        let (rows, columns) = (dim - first, columns.min(dim - first));
+        let inverse = &mut buffer[..rows * columns];
+        inverse.fill(0.0);
+        (0..columns).for_each(|i| inverse[i * columns + i] = 1.0);
+        solve_lower(&l[first * dim + first..], rows, dim, inverse, columns);
+        trace += inverse.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+    }
+    trace
+}
+
+/// Solves `L X = B` in place, `rhs` being B `[dim, columns]`, and L's rows `stride` apart.
+fn solve_lower(l: &[f32], dim: usize, stride: usize, rhs: &mut [f32], columns: usize) {
     for first in (0..dim).step_by(BLOCK) {
         let next = dim.min(first + BLOCK);
         for i in first..next {
             let (before, row) = rhs.split_at_mut(i * columns);
             let row = &mut row[..columns];
             for j in first..i {
-                subtract(row, l[i * dim + j], &before[j * columns..][..columns]);
+                subtract(row, l[i * stride + j], &before[j * columns..][..columns]);
             }
-            let pivot = l[i * dim + i];
+            let pivot = l[i * stride + i];
             row.iter_mut().for_each(|x| *x /= pivot);
         }
         if next < dim {
             let (block, below) = rhs.split_at_mut(next * columns);
             matmul(
                 -1.0,
-                MatRef::strided(&l[next * dim + first..], dim - next, next - first, dim),
+                MatRef::strided(
+                    &l[next * stride + first..],
+                    dim - next,
+                    next - first,
+                    stride,
+                ),
                 MatRef::new(&block[first * columns..], next - first, columns),
                 1.0,
                 MatMut::new(below, dim - next, columns),
@@ -170,6 +191,20 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_trace_of_the_inverse_is_that_of_its_solved_columns(
+            seed in any::<u64>(), dim in 1usize..200, columns in 1usize..40,
+        ) {
+            let mut l = random_matrix(seed, dim, dim, 1.0);
+            factorise(&mut l, dim, &mut Vec::new()).unwrap();
+            let mut inverse = vec![0.0; dim * dim];
+            (0..dim).for_each(|i| inverse[i * dim + i] = 1.0);
+            solve(&l, dim, &mut inverse, dim);
+            let expected: f64 = (0..dim).map(|i| f64::from(inverse[i * dim + i])).sum();
+            let trace = inverse_trace(&l, dim, &mut vec![f32::NAN; dim * columns], columns);
+            prop_assert!((trace - expected).abs() < 1e-3 * expected, "{trace} instead of {expected}");
+        }
 
         #[test]
         fn a_solution_multiplied_back_gives_the_right_hand_sides(

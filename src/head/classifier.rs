@@ -8,11 +8,18 @@
 //! so that every class has the same prior however many domains showed it; a pooled class
 //! ([`Statistics::set_pooled`]) has one mean of all its images instead, and the spread between its
 //! components counts as spread within the class.
+//!
+//! A mean over n images is off by some e, which takes `e^T S^-1 e / 2` from the score of its class on every
+//! image, on average: `t / 2n`, t being what an image that was not learned is away from its class's mean,
+//! squared. Beside classes of many images one of few would be named too seldom, so most of that is added
+//! to its score again (bias correction; McLachlan 1992, Discriminant Analysis and Statistical Pattern
+//! Recognition, on plug-in rules), and so is what [following features that moved](super::Component::drift) has
+//! added to the error. Distances ([`Mahalanobis`]) go without.
 
 use std::ops::Range;
 
 use super::cholesky::dot;
-use super::fit::{PartFit, Workspace};
+use super::fit::{PartFit, PartScale, Workspace};
 use super::{ClassId, HeadError, Layout, Mahalanobis, Statistics, TaskId};
 
 /// A fitted head: class scores are linear in the features (per component).
@@ -30,6 +37,8 @@ pub struct Classifier {
     pub(super) weights: Vec<f32>,
     /// `-1/2 w_k^T (mu_k - c)`, `[components, parts]`
     pub(super) offsets: Vec<f32>,
+    /// What makes up for the error of the mean, `[components, parts]`
+    pub(super) corrections: Vec<f32>,
     pub(super) outcomes: Vec<PartFit>,
 }
 
@@ -68,6 +77,7 @@ impl Classifier {
             center: vec![0.0; layout.width()],
             weights: Vec::new(),
             offsets: Vec::new(),
+            corrections: Vec::new(),
             outcomes: vec![PartFit::AsAsked; layout.parts],
             components: Vec::new(),
         }
@@ -106,6 +116,7 @@ impl Classifier {
         let (width, parts) = (self.layout.width(), self.layout.parts);
         self.weights.resize(components.len() * width, 0.0);
         self.offsets.resize(components.len() * parts, 0.0);
+        self.corrections.resize(components.len() * parts, 0.0);
         Ok(())
     }
 
@@ -121,8 +132,8 @@ impl Classifier {
         let mut fitted = Self::unfitted(sources, shrinkage, &mut workspace)?;
         let mut distances = Mahalanobis::new(fitted.layout);
         let parts = 0..fitted.layout.parts;
-        fitted.refit_parts(sources, parts, &mut workspace, |part, factor, variance| {
-            distances.keep(part, factor, variance);
+        fitted.refit_parts(sources, parts, &mut workspace, |part, factor, scale| {
+            distances.keep(part, factor, scale.variance);
         })?;
         Ok((fitted, distances))
     }
@@ -142,14 +153,13 @@ impl Classifier {
         self.refit_parts(sources, parts, workspace, |_, _, _| ())
     }
 
-    /// `fitted` gets each part's number, the factor L of its covariance and the variance that
-    /// `L L^T` is to be multiplied by.
+    /// `fitted` gets each part's number, the factor L of its covariance and its scales.
     pub(super) fn refit_parts(
         &mut self,
         sources: &[&Statistics],
         parts: Range<usize>,
         workspace: &mut Workspace,
-        mut fitted: impl FnMut(usize, &[f32], f64),
+        mut fitted: impl FnMut(usize, &[f32], PartScale),
     ) -> Result<(), HeadError> {
         for found in sources.iter().map(|s| s.layout()) {
             if found != self.layout {
@@ -174,8 +184,8 @@ impl Classifier {
             return Err(HeadError::ComponentsChanged);
         }
         for part in parts {
-            let variance = self.fit_part(sources, part, workspace)?;
-            fitted(part, &workspace.matrix, variance);
+            let scale = self.fit_part(sources, part, workspace)?;
+            fitted(part, &workspace.matrix, scale);
         }
         Ok(())
     }
@@ -213,7 +223,13 @@ impl Classifier {
 
     /// Bytes of the fitted numbers.
     pub fn bytes(&self) -> usize {
-        4 * (self.center.len() + self.weights.len() + self.offsets.len())
+        let fitted = [
+            &self.center,
+            &self.weights,
+            &self.offsets,
+            &self.corrections,
+        ];
+        fitted.iter().map(|numbers| 4 * numbers.len()).sum()
     }
 
     /// Class scores of one image: log-likelihoods up to a constant shared by all classes.
@@ -251,7 +267,7 @@ impl Classifier {
                 let share = if single {
                     1.0
                 } else {
-                    (self.component_score(k, features) - total).exp()
+                    (self.corrected_score(k, features) - total).exp()
                 };
                 let step = d_score * share as f32;
                 for (d, w) in d_features.iter_mut().zip(self.weight(k)) {
@@ -303,7 +319,7 @@ impl Classifier {
         let members = self.firsts[class]..self.firsts[class + 1];
         let count = members.len() as f64;
         let (mut top, mut sum) = (f64::NEG_INFINITY, 0.0f64);
-        for score in members.map(|k| self.component_score(k, features)) {
+        for score in members.map(|k| self.corrected_score(k, features)) {
             if score > top {
                 sum *= (top - score).exp();
                 top = score;
@@ -328,6 +344,14 @@ impl Classifier {
         ))
     }
 
+    fn corrected_score(&self, component: usize, features: &[f32]) -> f64 {
+        let parts = self.layout.parts;
+        let corrections = &self.corrections[component * parts..][..parts];
+        let correction: f64 = corrections.iter().map(|&c| f64::from(c)).sum();
+        self.component_score(component, features) + correction
+    }
+
+    /// `-1/2 d^T S^-1 d` of the deviation from the component's mean, less what all components share.
     fn component_score(&self, component: usize, features: &[f32]) -> f64 {
         let offsets = &self.offsets[component * self.layout.parts..];
         let parts = features.chunks_exact(self.layout.dim).zip(offsets);

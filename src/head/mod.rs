@@ -12,6 +12,7 @@ mod by_part;
 mod calibration;
 mod cholesky;
 mod classifier;
+mod drift;
 mod factor;
 mod fit;
 mod forget;

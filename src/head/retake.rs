@@ -67,6 +67,7 @@ impl Statistics {
                     class: 0,
                     task,
                     count: 0,
+                    drift: 0.0,
                     mean: vec![0.0; width],
                     factor: None,
                 }));
@@ -75,6 +76,7 @@ impl Statistics {
         for (group, component) in groups().zip(&mut self.components) {
             component.class = group[0].0;
             component.task = task;
+            component.drift = 0.0;
             component.count = u32::try_from(group.len()).unwrap_or(u32::MAX);
             for (k, &(_, image)) in group.iter().enumerate() {
                 read(image, &mut buffers.feature)?;

@@ -123,6 +123,7 @@ impl Statistics {
                 class: Deserialize::deserialize(&mut *from)?,
                 task: Deserialize::deserialize(&mut *from)?,
                 count: Deserialize::deserialize(&mut *from)?,
+                drift: Deserialize::deserialize(&mut *from)?,
                 mean: Deserialize::deserialize(&mut *from)?,
                 // An option is a byte of 0 or 1 and what there is.
                 factor: match bool::deserialize(&mut *from)? {

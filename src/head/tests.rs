@@ -1,5 +1,6 @@
 //! The streaming head against a slow, obvious LDA in f64.
 
+mod correction;
 mod novelty;
 mod twin;
 

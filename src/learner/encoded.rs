@@ -318,6 +318,7 @@ impl Learner {
             let mut head = taken.head.clone();
             if moves {
                 self.follow(&mut head, &before, &features, all.len())?;
+                head.add_drift(&taken.head, settings.fit.shrinkage)?;
             }
             let judged = judge(&encoded, &head, &features, settings.fit.shrinkage)?;
             kept = epochs > 0 && judged.validation.not_clearly_below(&fitted.before);

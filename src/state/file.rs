@@ -16,7 +16,7 @@ use super::Knowledge;
 use super::stream::Summed;
 
 const MAGIC: [u8; 8] = *b"fledgest";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const ENVELOPE: usize = 24;
 
 /// Why a state file cannot be read or written.

@@ -18,7 +18,7 @@ impl Demand {
         let name = "head: class means of the task";
         list.floats(name, &[self.task_classes, width], 1);
         let name = "head: weights and offsets";
-        list.floats(name, &[self.classes, width + parts], 1);
+        list.floats(name, &[self.classes, width + 2 * parts], 1);
         list.floats("head: covariance of one part", &[dim, dim], 1);
         list.floats("head: scatter of one part", &[packed], 1);
         list.floats("head: solving", &[head::solver_floats(dim)], 1);

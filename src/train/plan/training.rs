@@ -149,7 +149,7 @@ pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuff
     list.floats(name, &[demand.task_classes, width], 1);
     list.floats(
         "head: weights and offsets",
-        &[demand.classes, width + parts],
+        &[demand.classes, width + 2 * parts],
         1,
     );
     list.floats("head: centre, and features of an image", &[2, width], 1);
