@@ -16,6 +16,8 @@ const ROUNDING_VARIANCE: f64 = 1e-12;
 /// up for it on average, but these scores also vary more, and the largest wins: chosen on development splits,
 /// `docs/method.md`.
 const GIVEN_BACK: f64 = 0.75;
+/// Images that a single one counts for there: its scores vary most.
+const FEWEST: f64 = 1.25;
 
 /// How the covariance of one part was obtained.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -308,7 +310,7 @@ fn mean_error(sources: &[&Statistics], group: &[Member]) -> f64 {
     let images = components().map(|c| f64::from(c.count)).sum::<f64>();
     let images = images.max(1.0);
     let moved = components().map(|c| (f64::from(c.count) / images).powi(2) * f64::from(c.drift));
-    GIVEN_BACK / images + moved.sum::<f64>()
+    GIVEN_BACK / images.max(FEWEST) + moved.sum::<f64>()
 }
 
 /// The mean of one part over every source's share of a component.
