@@ -158,10 +158,10 @@ impl Classifier {
         }
         self.outcomes[part] = outcome;
         self.solve_part(part, variance, workspace);
+        let errors = workspace.mean_errors(sources);
         let corrections = self.corrections.iter_mut().skip(part);
-        let groups = workspace.groups();
-        for (correction, group) in corrections.step_by(self.layout.parts).zip(groups) {
-            *correction = (0.5 * image * mean_error(sources, group)) as f32;
+        for (correction, error) in corrections.step_by(self.layout.parts).zip(errors) {
+            *correction = (0.5 * image * error) as f32;
         }
         Ok(PartScale { variance, image })
     }
@@ -206,6 +206,25 @@ impl Workspace {
     /// Sources of every component, in order.
     pub(super) fn groups(&self) -> impl Iterator<Item = &[Member]> {
         self.members.chunk_by(Member::same_component)
+    }
+
+    /// What is given back of the squared error that the mean of every component is expected to have, as a share
+    /// of an image's squared distance: that of so many images, and that of having been moved.
+    ///
+    /// The images are those of the whole class: the score of a class of several components is near the largest
+    /// of theirs, which makes up for the fewer images of each.
+    fn mean_errors(&self, sources: &[&Statistics]) -> impl Iterator<Item = f64> {
+        let count = |m: &Member| f64::from(m.component(sources).count);
+        let classes = self.members.chunk_by(|a, b| a.class == b.class);
+        classes.flat_map(move |class| {
+            let all: f64 = class.iter().map(count).sum();
+            let groups = class.chunk_by(Member::same_component);
+            groups.map(move |group| {
+                let images = group.iter().map(count).sum::<f64>().max(1.0);
+                let moved = |m| (count(m) / images).powi(2) * f64::from(m.component(sources).drift);
+                GIVEN_BACK / all.max(FEWEST) + group.iter().map(moved).sum::<f64>()
+            })
+        })
     }
 
     /// [`PartScale::image`], S being the covariance over its variance, whose factor is in the matrix.
@@ -301,16 +320,6 @@ impl Workspace {
         }
         Ok(())
     }
-}
-
-/// What is given back of the squared error that the mean of a component is expected to have, as a share of an
-/// image's squared distance: that of so many images, and that of having been moved.
-fn mean_error(sources: &[&Statistics], group: &[Member]) -> f64 {
-    let components = || group.iter().map(|m| m.component(sources));
-    let images = components().map(|c| f64::from(c.count)).sum::<f64>();
-    let images = images.max(1.0);
-    let moved = components().map(|c| (f64::from(c.count) / images).powi(2) * f64::from(c.drift));
-    GIVEN_BACK / images.max(FEWEST) + moved.sum::<f64>()
 }
 
 /// The mean of one part over every source's share of a component.

@@ -220,3 +220,32 @@ fn an_unusable_drift_is_damage() {
         assert!(matches!(statistics.check(), Err(HeadError::Damaged(_))));
     }
 }
+
+#[test]
+fn components_of_a_class_count_as_many_images_as_the_class() {
+    let mut world = World::draw(11, 8, 2);
+    let mut statistics = Statistics::new(world.layout);
+    for (class, task) in [(0, 0), (0, 1), (1, 0), (1, 1), (1, 0)] {
+        let own: Vec<Vec<f32>> = (0..4).map(|_| world.image(class as usize)).collect();
+        statistics.learn(class, task, &own.concat()).unwrap();
+    }
+    let apart = Classifier::fit(&[&statistics], 0.1).unwrap();
+    let [a, b, c, d] = apart.corrections[..] else {
+        panic!("{:?}", apart.corrections)
+    };
+    assert_eq!((a, c), (b, d));
+    assert!(
+        (a / c - 12.0 / 8.0).abs() < 1e-5,
+        "8 and 12 images: {a} and {c}"
+    );
+    statistics.set_pooled(1, true);
+    let pooled = Classifier::fit(&[&statistics], 0.1).unwrap();
+    let [a, b, c] = pooled.corrections[..] else {
+        panic!("{:?}", pooled.corrections)
+    };
+    assert_eq!(a, b);
+    assert!(
+        (a / c - 12.0 / 8.0).abs() < 1e-5,
+        "8 and 12 images: {a} and {c}"
+    );
+}
