@@ -12,8 +12,7 @@
 //! A mean over n images is off by some e, which takes `e^T S^-1 e / 2` from the score of its class on every
 //! image, on average: `t / 2n`, t being what an image that was not learned is away from its class's mean,
 //! squared. Beside classes of many images one of few would be named too seldom, so most of that is added
-//! to its score again (bias correction; McLachlan 1992, Discriminant Analysis and Statistical Pattern
-//! Recognition, on plug-in rules), and so is what [following features that moved](super::Component::drift) has
+//! to its score again, and so is what [following features that moved](super::Component::drift) has
 //! added to the error. Distances ([`Mahalanobis`]) go without.
 
 use std::ops::Range;
