@@ -10,7 +10,7 @@ use super::fit::Workspace;
 use super::novelty::{Measure, Scales, is_relative};
 use super::reject::square;
 use super::relative::{factor, whiten};
-use super::{ClassId, Classifier, HeadError, Novelties, Statistics, TaskId};
+use super::{ClassId, Classifier, HeadError, Novelties, Shrinkage, Statistics, TaskId};
 
 /// Images of a class whose features are in memory while they are learned.
 const WINDOW: usize = 64;
@@ -45,7 +45,7 @@ pub struct Strangeness<'a> {
     pub training: &'a [(ClassId, usize)],
     /// Images to be measured.
     pub images: &'a [usize],
-    pub shrinkage: f32,
+    pub shrinkage: Shrinkage,
 }
 
 impl Strangeness<'_> {
@@ -204,7 +204,7 @@ mod tests {
                 known: &known,
                 training: &training,
                 images: &images,
-                shrinkage: 0.1,
+                shrinkage: 0.1.into(),
             };
             let found = strangeness
                 .measure::<HeadError>(|index, columns, out| {

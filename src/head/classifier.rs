@@ -19,13 +19,13 @@ use std::ops::Range;
 
 use super::cholesky::dot;
 use super::fit::{PartFit, PartScale, Workspace};
-use super::{ClassId, HeadError, Layout, Mahalanobis, Statistics, TaskId};
+use super::{ClassId, HeadError, Layout, Mahalanobis, Shrinkage, Statistics, TaskId};
 
 /// A fitted head: class scores are linear in the features (per component).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classifier {
     pub(super) layout: Layout,
-    pub(super) shrinkage: f32,
+    pub(super) shrinkage: Shrinkage,
     classes: Vec<ClassId>,
     /// First component of every class, and the number of components at the end.
     firsts: Vec<usize>,
@@ -43,12 +43,15 @@ pub struct Classifier {
 
 impl Classifier {
     /// Fits the sum of several statistics, as if all their images had been learned into one.
-    /// `shrinkage` s in 0..=1 makes `(1 - s) S + s tr(S) / D I`; 0.1 is a good start.
+    /// `shrinkage` may be a share s in 0..=1, which makes `(1 - s) S + s tr(S) / D I`.
     ///
     /// # Errors
     /// [`HeadError::Empty`] without a component, [`HeadError::Shape`] when layouts differ,
     /// [`HeadError::Shrinkage`].
-    pub fn fit(sources: &[&Statistics], shrinkage: f32) -> Result<Self, HeadError> {
+    pub fn fit(
+        sources: &[&Statistics],
+        shrinkage: impl Into<Shrinkage>,
+    ) -> Result<Self, HeadError> {
         let mut workspace = Workspace::default();
         let mut fitted = Self::unfitted(sources, shrinkage, &mut workspace)?;
         fitted.refit(sources, 0..fitted.layout.parts, &mut workspace)?;
@@ -57,7 +60,7 @@ impl Classifier {
 
     pub(super) fn unfitted(
         sources: &[&Statistics],
-        shrinkage: f32,
+        shrinkage: impl Into<Shrinkage>,
         workspace: &mut Workspace,
     ) -> Result<Self, HeadError> {
         let first = sources.first().ok_or(HeadError::Empty)?;
@@ -70,14 +73,14 @@ impl Classifier {
     pub fn empty(layout: Layout) -> Self {
         Self {
             layout,
-            shrinkage: 0.0,
+            shrinkage: Shrinkage::default(),
             classes: Vec::new(),
             firsts: Vec::new(),
             center: vec![0.0; layout.width()],
             weights: Vec::new(),
             offsets: Vec::new(),
             corrections: Vec::new(),
-            outcomes: vec![PartFit::AsAsked; layout.parts],
+            outcomes: vec![PartFit::NearestMean; layout.parts],
             components: Vec::new(),
         }
     }
@@ -90,17 +93,15 @@ impl Classifier {
     pub fn start(
         &mut self,
         sources: &[&Statistics],
-        shrinkage: f32,
+        shrinkage: impl Into<Shrinkage>,
         workspace: &mut Workspace,
     ) -> Result<(), HeadError> {
         workspace.gather(sources);
         if workspace.groups().next().is_none() {
             return Err(HeadError::Empty);
         }
-        if !(0.0..=1.0).contains(&shrinkage) {
-            return Err(HeadError::Shrinkage);
-        }
-        self.shrinkage = shrinkage;
+        self.shrinkage = shrinkage.into();
+        self.shrinkage.check()?;
         self.components.clear();
         self.components
             .extend(workspace.groups().map(|g| g[0].key()));
@@ -125,7 +126,7 @@ impl Classifier {
     /// As [`Classifier::fit`].
     pub fn fit_with_distances(
         sources: &[&Statistics],
-        shrinkage: f32,
+        shrinkage: impl Into<Shrinkage>,
     ) -> Result<(Self, Mahalanobis), HeadError> {
         let mut workspace = Workspace::default();
         let mut fitted = Self::unfitted(sources, shrinkage, &mut workspace)?;

@@ -7,7 +7,7 @@
 
 use super::fit::{PartScale, Workspace};
 use super::reject::square;
-use super::{Classifier, HeadError, Statistics};
+use super::{Classifier, HeadError, Shrinkage, Statistics};
 
 /// Share of a class's own part of a move that is expected to be wrong, squared.
 const UNEXPLAINED: f64 = 1.0 / 3.0;
@@ -19,7 +19,11 @@ impl Statistics {
     ///
     /// # Errors
     /// As [`Classifier::fit`], and [`HeadError::ComponentsChanged`] when `before` holds other components.
-    pub fn add_drift(&mut self, before: &Self, shrinkage: f32) -> Result<(), HeadError> {
+    pub fn add_drift(
+        &mut self,
+        before: &Self,
+        shrinkage: impl Into<Shrinkage>,
+    ) -> Result<(), HeadError> {
         let keys =
             |s: &Self| -> Vec<_> { s.components.iter().map(|c| (c.class, c.task)).collect() };
         if keys(self) != keys(before) || self.layout != before.layout {

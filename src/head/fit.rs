@@ -7,7 +7,7 @@ use super::{ClassId, Classifier, Component, HeadError, Layout, Statistics, TaskI
 
 /// Right-hand sides solved at a time.
 const COLUMNS: usize = 32;
-/// Where shrinkage goes when none was asked for and the covariance is singular.
+/// Where shrinkage goes when there is none and the covariance is singular.
 const FIRST_RAISE: f32 = 1e-3;
 /// Variance below this share of the features' mean square is what f32 rounding makes by itself.
 const ROUNDING_VARIANCE: f64 = 1e-12;
@@ -22,8 +22,8 @@ const FEWEST: f64 = 1.25;
 /// How the covariance of one part was obtained.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum PartFit {
-    /// With the shrinkage asked for.
-    AsAsked,
+    /// With the shrinkage asked for, or estimated where that was asked for.
+    AsAsked { shrinkage: f32 },
     /// The covariance was singular with the shrinkage asked for; this much was needed.
     Raised { shrinkage: f32 },
     /// No component varies (one image each, or identical ones): the nearest mean decides.
@@ -120,7 +120,7 @@ impl Classifier {
 
         let images: u64 = sources.iter().map(|s| s.images()).sum();
         let freedom = images.saturating_sub(self.components.len() as u64).max(1) as f64;
-        let mut shrinkage = self.shrinkage;
+        let mut raised = None;
         let mut image = 0.0;
         let (outcome, variance) = loop {
             workspace.assemble(sources, self.layout, part, &self.weights)?;
@@ -130,6 +130,8 @@ impl Classifier {
                 let scale = if between > 1e-30 { between } else { 1.0 };
                 break (PartFit::NearestMean, scale);
             }
+            let shrinkage =
+                raised.unwrap_or_else(|| self.shrinkage.share(&workspace.matrix, dim, freedom));
             // Divided by its average variance, the matrix has trace D whatever the features'
             // scale, and shrinking means adding s to the diagonal.
             let scale = (f64::from(1.0 - shrinkage) / (variance * freedom)) as f32;
@@ -138,10 +140,9 @@ impl Classifier {
                 row[i] += shrinkage;
             }
             if cholesky::factorise(&mut workspace.matrix, dim, &mut workspace.panel).is_ok() {
-                let outcome = if shrinkage == self.shrinkage {
-                    PartFit::AsAsked
-                } else {
-                    PartFit::Raised { shrinkage }
+                let outcome = match raised {
+                    None => PartFit::AsAsked { shrinkage },
+                    Some(_) => PartFit::Raised { shrinkage },
                 };
                 image = workspace.unlearned_square(dim, shrinkage, freedom);
                 break (outcome, variance);
@@ -150,7 +151,7 @@ impl Classifier {
                 image = dim as f64;
                 break (PartFit::NearestMean, variance);
             }
-            shrinkage = (2.0 * shrinkage).clamp(FIRST_RAISE, 1.0);
+            raised = Some((2.0 * shrinkage).clamp(FIRST_RAISE, 1.0));
         };
         if outcome == PartFit::NearestMean {
             workspace.matrix.fill(0.0);

@@ -23,6 +23,7 @@ mod reject;
 mod relative;
 mod retake;
 mod shelve;
+mod shrinkage;
 mod statistics;
 mod transport;
 
@@ -38,14 +39,11 @@ pub use novelty::{Novelties, Novelty};
 pub use reject::{Mahalanobis, Sketch};
 pub use relative::RelativeMahalanobis;
 pub use retake::Retaking;
+pub use shrinkage::Shrinkage;
 pub use statistics::{Component, Statistics};
 pub use transport::Transport;
 
 use crate::data::CacheError;
-
-/// Shrinkage of the covariance towards its trace that did best or near best wherever it was
-/// measured (`docs/method.md`).
-pub const DEFAULT_SHRINKAGE: f32 = 0.05;
 
 /// What can go wrong in the head.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::cholesky::dot;
 use super::factor::Rows;
 use super::fit::{PartFit, Workspace, pooled_mean};
-use super::{Classifier, HeadError, Mahalanobis, RelativeMahalanobis, Sketch, Statistics};
+use super::{
+    Classifier, HeadError, Mahalanobis, RelativeMahalanobis, Shrinkage, Sketch, Statistics,
+};
 
 /// Stand-ins that a scale is taken from, about.
 const STAND_INS: usize = 128;
@@ -53,7 +55,10 @@ impl Novelty {
     ///
     /// # Errors
     /// As [`Classifier::fit`].
-    pub fn fit(sources: &[&Statistics], shrinkage: f32) -> Result<(Classifier, Self), HeadError> {
+    pub fn fit(
+        sources: &[&Statistics],
+        shrinkage: impl Into<Shrinkage>,
+    ) -> Result<(Classifier, Self), HeadError> {
         let (classifier, nearest) = Classifier::fit_with_distances(sources, shrinkage)?;
         let relative = RelativeMahalanobis::fit(&classifier, sources)?;
         let mut fitted = Self {
@@ -274,8 +279,9 @@ impl Scales {
         let mut mean = vec![0.0f32; layout.dim];
         let mut deviation = vec![0.0f32; layout.dim];
         let kept = match classifier.outcomes()[part] {
-            PartFit::AsAsked => 1.0 - f64::from(classifier.shrinkage),
-            PartFit::Raised { shrinkage } => 1.0 - f64::from(shrinkage),
+            PartFit::AsAsked { shrinkage } | PartFit::Raised { shrinkage } => {
+                1.0 - f64::from(shrinkage)
+            }
             PartFit::NearestMean => 0.0,
         };
         let mut rng = ChaCha8Rng::seed_from_u64(part as u64);

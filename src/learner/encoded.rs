@@ -11,7 +11,7 @@ use super::{LearnError, LearnReport, LearnSettings, Learner, now};
 use crate::Progress;
 use crate::adapt::{Adapters, RankSelector};
 use crate::data::PrefixCache;
-use crate::head::{Calibration, ClassId, Classifier, DEFAULT_SHRINKAGE, Statistics};
+use crate::head::{Calibration, ClassId, Classifier, Shrinkage, Statistics};
 use crate::state::TaskRecord;
 use crate::train::fit::{Fitted, fit};
 use crate::train::judge::{choose_pooling, judge, learn_on_shelf, novelties};
@@ -97,7 +97,7 @@ impl Learner {
         features: impl Iterator<Item = &'f [f32]>,
     ) -> Result<Vec<String>, LearnError> {
         let known = &self.knowledge;
-        let head = Classifier::fit(&[&known.head], DEFAULT_SHRINKAGE)?;
+        let head = Classifier::fit(&[&known.head], Shrinkage::Estimated)?;
         let mut scores = vec![0.0; head.classes().len()];
         features
             .map(|features| {

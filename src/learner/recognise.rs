@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{EncodeError, Encoder, Learner};
 use crate::data::{FolderError, Limits, Rgb, Skipped, TaskFolder};
-use crate::head::{Classifier, DEFAULT_SHRINKAGE, HeadError, Novelty, probabilities};
+use crate::head::{Classifier, HeadError, Novelty, Shrinkage, probabilities};
 use crate::kernels::gemm::Accuracy;
 use crate::kernels::threads;
 use crate::state::Knowledge;
@@ -132,7 +132,7 @@ impl Learner {
     /// When nothing was learned yet, or the model cannot be prepared.
     pub fn recogniser(&self) -> Result<Recogniser<'_>, ScoreError> {
         let knowledge = self.knowledge();
-        let classifier = Classifier::fit(&[&knowledge.head], DEFAULT_SHRINKAGE)?;
+        let classifier = Classifier::fit(&[&knowledge.head], Shrinkage::Estimated)?;
         Ok(Recogniser {
             knowledge,
             encoder: self.encoder()?,
@@ -233,7 +233,8 @@ impl<'a> Recogniser<'a> {
     pub fn rejecting(mut self, false_alarms: f32) -> Result<Self, ScoreError> {
         self.rejection = None;
         if false_alarms > 0.0 {
-            let (classifier, novelty) = Novelty::fit(&[&self.knowledge.head], DEFAULT_SHRINKAGE)?;
+            let (classifier, novelty) =
+                Novelty::fit(&[&self.knowledge.head], Shrinkage::Estimated)?;
             let tasks = self.knowledge.tasks.iter().map(|task| &task.novelties);
             let threshold = novelty.threshold(&classifier, tasks, false_alarms);
             self.rejection = Some(Rejection { novelty, threshold });

@@ -15,7 +15,7 @@ use super::token_drop::TokenDrop;
 use super::trainer::{Encoded, Features, FitError, Target, Trainer};
 use crate::adapt::{Adapters, Projection};
 use crate::data::{CacheError, PrefixCache};
-use crate::head::{Classifier, DEFAULT_SHRINKAGE, HeadError, Layout, Statistics};
+use crate::head::{Classifier, HeadError, Layout, Shrinkage, Statistics};
 use crate::kernels::gemm::Kernel;
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 use crate::vit::{Geometry, Pixels, Prefix, PrefixError, Weights};
@@ -281,7 +281,7 @@ fn step(
         0..2,
     );
     learn_into(&mut statistics, &labels, &all, &features, 0)?;
-    let classifier = Classifier::fit(&[&statistics], DEFAULT_SHRINKAGE)?;
+    let classifier = Classifier::fit(&[&statistics], Shrinkage::Estimated)?;
     let target = Target {
         class: &classes_in(&classifier, &labels).collect::<Vec<_>>(),
         head: &classifier,

@@ -198,7 +198,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             &mut self.held_out,
             self.trainer,
             self.features,
-            settings.training_shrinkage,
+            settings.training_shrinkage.into(),
         )?;
         let before = self.quality()?;
         if let Some(selection) = self
@@ -303,7 +303,7 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             self.trainer,
             other,
             self.features,
-            settings.training_shrinkage,
+            settings.training_shrinkage.into(),
         )?;
         self.held_out.score(images, head, self.features)?;
         let fresh = self.held_out.temperature(head.classes().len())?;

@@ -3,8 +3,8 @@
 use super::objective::cross_entropy;
 use super::trainer::{Encoded, Features, FitError, Trainer};
 use crate::head::{
-    ClassId, Classifier, HeadError, Novelties, Retaking, Statistics, Strangeness, TaskId,
-    Temperature, Workspace,
+    ClassId, Classifier, HeadError, Novelties, Retaking, Shrinkage, Statistics, Strangeness,
+    TaskId, Temperature, Workspace,
 };
 
 /// Images whose features are in memory while statistics learn them.
@@ -68,7 +68,7 @@ impl<'a> Heads<'a> {
         &mut self,
         images: &[usize],
         features: &Features,
-        shrinkage: f32,
+        shrinkage: Shrinkage,
     ) -> Result<&Classifier, FitError> {
         let labels = self.encoded.labels;
         self.order.clear();
@@ -106,7 +106,7 @@ impl<'a> Heads<'a> {
         trainer: &mut Trainer<'_>,
         images: &[usize],
         features: &Features,
-        shrinkage: f32,
+        shrinkage: Shrinkage,
     ) -> Result<&Classifier, FitError> {
         let mut loan = trainer.lend();
         loan.arena = self.workspace.swap_matrix(loan.arena);
@@ -168,7 +168,7 @@ pub fn judge(
     encoded: &Encoded<'_>,
     known: &Statistics,
     features: &Features,
-    shrinkage: f32,
+    shrinkage: Shrinkage,
 ) -> Result<Judgement, FitError> {
     let mut heads = Heads::new(encoded, known);
     let head = heads.fit(encoded.training, features, shrinkage)?;
@@ -196,7 +196,7 @@ pub fn choose_pooling(
     classes: impl Iterator<Item = ClassId>,
     known: &mut Statistics,
     features: &Features,
-    shrinkage: f32,
+    shrinkage: Shrinkage,
 ) -> Result<(), FitError> {
     let encoded = trainer.encoded();
     let before = known.classes();
@@ -223,7 +223,7 @@ pub fn novelties(
     encoded: &Encoded<'_>,
     known: &Statistics,
     features: &Features,
-    shrinkage: f32,
+    shrinkage: Shrinkage,
 ) -> Result<Novelties, FitError> {
     if encoded.validation.is_empty() {
         return Ok(Novelties::default());
@@ -369,7 +369,7 @@ pub(super) fn crossfit_temperature(
     held_out: &mut HeldOut<'_>,
     trainer: &mut Trainer<'_>,
     features: &Features,
-    shrinkage: f32,
+    shrinkage: Shrinkage,
 ) -> Result<f32, FitError> {
     let mut log_sum = 0.0;
     let mut images = 0;

@@ -3,7 +3,7 @@
 use super::selection::TaskRank;
 use super::stack::Phase;
 use crate::adapt::Adapters;
-use crate::head::DEFAULT_SHRINKAGE;
+use crate::head::Shrinkage;
 
 /// What is learned.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ pub struct FitSettings {
     /// learn.
     pub hold: f32,
     /// Shrinkage of the head's covariance towards its trace, once trained.
-    pub shrinkage: f32,
+    pub shrinkage: Shrinkage,
     /// The same while training: the heads of the halves rest on a few images a class, and a
     /// gradient through a barely shrunk inverse of their covariance chases its noise.
     pub training_shrinkage: f32,
@@ -84,7 +84,7 @@ impl Default for FitSettings {
             later_blend: 0.7,
             guard: 1.0,
             hold: 1.0,
-            shrinkage: DEFAULT_SHRINKAGE,
+            shrinkage: Shrinkage::Estimated,
             training_shrinkage: 0.4,
             seed: 0,
         }
