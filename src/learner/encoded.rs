@@ -2,9 +2,7 @@
 
 use std::time::Instant;
 
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-
+use super::course::{Course, Outcome, Taken};
 use super::fisher::{fisher, remember_fisher};
 use super::task_images::TaskImages;
 use super::{LearnError, LearnReport, LearnSettings, Learner, now};
@@ -13,14 +11,11 @@ use crate::adapt::{Adapters, RankSelector};
 use crate::data::PrefixCache;
 use crate::head::{Calibration, ClassId, Classifier, Shrinkage, Statistics};
 use crate::state::TaskRecord;
-use crate::train::fit::{Fitted, fit};
-use crate::train::judge::{choose_pooling, judge, learn_on_shelf, novelties};
-use crate::train::lesson::{FitSettings, Lesson};
+use crate::train::judge::{learn_on_shelf, novelties};
+use crate::train::lesson::FitSettings;
 use crate::train::parameters::Guard;
 use crate::train::plan::{Budget, Plan};
 use crate::train::saved::Saved;
-use crate::train::selection::TaskRank;
-use crate::train::stack::Phase;
 use crate::train::stand_ins::StandIns;
 use crate::train::trainer::{Encoded, Features, FitError, Trainer};
 use crate::vit::Geometry;
@@ -199,7 +194,6 @@ impl Learner {
     ) -> Result<(Learned, LearnReport), LearnError> {
         let start = Instant::now();
         let known = &self.knowledge;
-        let adapters = &mut taken.adapters;
         let mut names = known.classes.clone();
         let mut ranks = known.ranks.clone();
         let TaskImages {
@@ -211,10 +205,9 @@ impl Learner {
             taught,
         } = TaskImages::of(task, &mut names, &self.token_grid(), &research.exemplars)
             .map_err(FitError::from)?;
-        let phase = self.phase();
         let trains = !settings.instant && names.len() > 1;
-        let moves = trains && settings.transport && phase == Phase::Cores;
-        let stand_ins = match moves {
+        let follows = trains && settings.transport && saved.is_some();
+        let stand_ins = match follows {
             true => self.stand_ins(task, &taught, settings, &mut records, &mut labels),
             false => StandIns::default(),
         };
@@ -226,123 +219,36 @@ impl Learner {
             validation: &validation,
             stand_ins,
         };
-        let all: Vec<usize> = (0..records.len()).collect();
         if known.tasks.is_empty() {
-            prompts_from(&encoded, self.weights.geometry(), &mut adapters.prompts)?;
+            let prompts = &mut taken.adapters.prompts;
+            prompts_from(&encoded, self.weights.geometry(), prompts)?;
         }
-        let workers = |adapters: &Adapters| {
-            let (pool, weights) = (&self.pool, &self.weights);
-            Trainer::new(pool, weights, plan, &encoded, adapters)
+        let course = Course {
+            learner: self,
+            settings,
+            plan,
+            saved,
+            encoded: &encoded,
+            own: &own,
+            taught: &taught,
+            trains,
+            follows,
         };
-        let mut trainer = workers(adapters);
-        let features = Features::new(records.len(), trainer.width()).map_err(FitError::from)?;
-        trainer.refresh(&all, adapters, &features)?;
-
-        choose_pooling(
-            &mut trainer,
-            taught.iter().map(|taught| taught.class),
-            &mut taken.head,
-            &features,
-            settings.fit.shrinkage,
-        )?;
-
         let guard = match &research.fisher {
             Some(fisher) => Guard::Fisher(fisher),
             None => Guard::Gram,
         };
-        let before = match trains && phase == Phase::Cores {
-            true => Some(features.snapshot().map_err(FitError::from)?),
-            false => None,
-        };
-        let mut fitted: Option<Fitted> = None;
-        let mut epochs = 0;
-        if trains {
-            let mut teach = |adapters: &mut Adapters, lesson| -> Result<Fitted, FitError> {
-                let (known, how) = (&taken.head, &settings.fit);
-                let fitted = fit(
-                    &mut trainer,
-                    adapters,
-                    lesson,
-                    known,
-                    guard,
-                    &features,
-                    how,
-                    progress,
-                )?;
-                epochs += fitted.epochs;
-                Ok(fitted)
-            };
-            fitted = Some(match (saved, settings.rank) {
-                (None, _) => teach(adapters, Lesson::First)?,
-                (Some(_), Some(rank)) => teach(adapters, Lesson::Cores(TaskRank::Fixed(rank)))?,
-                (Some(_), None) => teach(adapters, Lesson::Cores(TaskRank::Selected(&mut ranks)))?,
-            });
-            if let Some(saved) = saved.filter(|_| plan.bases && settings.fit.later_epochs > 0) {
-                adapters.absorb_cores();
-                teach(adapters, Lesson::Onward(saved))?;
-                adapters.orthonormalise();
-                adapters.turn_gram(saved);
-            }
-            progress.finish();
-        }
-        let mut cores = Vec::new();
-        let mut parameters_added = 0;
-        let choice = fitted.as_ref().and_then(|fitted| fitted.choice.clone());
-        let mut kept = false;
-        match &mut fitted {
-            // Bases are kept in any case, for later cores to work in; with a core of zero they
-            // change no feature.
-            Some(fitted) if phase == Phase::Bases => {
-                kept = fitted.first_is_kept();
-                adapters.orthonormalise();
-                if !kept {
-                    adapters.clear_cores();
-                    adapters.prompts.copy_from_slice(&fitted.prompts);
-                    trainer.refresh(&all, adapters, &features)?;
-                }
-                parameters_added = fitted.parameters_added;
-            }
-            Some(_) => trainer.refresh(&all, adapters, &features)?,
-            None if phase == Phase::Bases => {
-                let mut rng = ChaCha8Rng::seed_from_u64(settings.fit.seed);
-                adapters.draw_output_bases(&mut rng);
-            }
-            None => {}
-        }
-        let mut seen = trainer.gram(&own, adapters)?;
-        // What follows needs the memory.
-        drop(trainer);
-        let mut features = features;
-        let mut moved = None;
-        if let (Some(before), Some(saved), Some(fitted)) = (before, saved, fitted) {
-            let mut head = taken.head.clone();
-            if moves {
-                self.follow(&mut head, &before, &features, all.len())?;
-                head.add_drift(&taken.head, settings.fit.shrinkage)?;
-            }
-            let judged = judge(&encoded, &head, &features, settings.fit.shrinkage)?;
-            kept = epochs > 0 && judged.validation.not_clearly_below(&fitted.before);
-            if kept {
-                cores = fitted.cores;
-                parameters_added = fitted.parameters_added;
-                moved = Some((head, judged));
-            } else {
-                drop(head);
-                adapters.restore(saved);
-                features = before;
-                seen = workers(adapters).gram(&own, adapters)?;
-            }
-        }
-        let (sum, tokens) = seen;
-        adapters.remember(&sum, tokens);
-        let (mut head, judged) = match moved {
-            Some(moved) => moved,
-            None => {
-                let head = taken.head.clone();
-                let judged = judge(&encoded, &head, &features, settings.fit.shrinkage)?;
-                (head, judged)
-            }
-        };
+        let Outcome {
+            mut head,
+            judged,
+            features,
+            cores,
+            parameters_added,
+            epochs,
+            choice,
+            kept,
+        } = course.take(taken, &mut ranks, guard, progress)?;
+        let adapters = &mut taken.adapters;
         let mut calibration = known.calibration;
         if let Some(temperature) = judged.temperature {
             calibration.add(temperature);
@@ -355,7 +261,7 @@ impl Learner {
             let fitted = Classifier::fit(&[&head], settings.fit.training_shrinkage)?;
             let temperature = calibration.temperature(head.layout().parts);
             let found = fisher(
-                &mut workers(adapters),
+                &mut course.trainer(adapters),
                 adapters,
                 (&fitted, temperature),
                 &own,
@@ -409,12 +315,6 @@ struct Learned {
     names: Vec<String>,
     ranks: RankSelector,
     task: TaskRecord,
-}
-
-/// What training changes in place, taken out of the knowledge meanwhile.
-struct Taken {
-    adapters: Adapters,
-    head: Statistics,
 }
 
 /// Prompts `[m, D]` that a first task starts from: means of the patch tokens of its images, over m

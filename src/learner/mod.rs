@@ -1,6 +1,7 @@
 //! The front door: a model, what it has learned, and the three things to do with it: learn a
 //! task, classify an image, score a folder.
 
+mod course;
 mod drift;
 mod encode;
 mod encoded;
