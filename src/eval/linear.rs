@@ -12,13 +12,15 @@ use crate::data::PrefixCache;
 use crate::head::HeadError;
 use crate::learner::{EncodedTask, LearnError, LearnSettings, Learner};
 use crate::train::adam::{Adam, cosine};
+use crate::train::features::Features;
 use crate::train::objective::cross_entropy;
 use crate::train::parameters::Parameters;
 use crate::train::plan::Plan;
 use crate::train::stack::Phase;
 use crate::train::stand_ins::StandIns;
+use crate::train::target::{Scorer, Target};
 use crate::train::token_drop::TokenDrop;
-use crate::train::trainer::{Encoded, Features, FitError, Scorer, Target, Trainer};
+use crate::train::trainer::{Encoded, FitError, Trainer};
 
 /// Rank of M and N unless one is given.
 const CORE_RANK: usize = 8;

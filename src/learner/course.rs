@@ -8,13 +8,14 @@ use crate::Progress;
 use crate::adapt::{Adapters, RankChoice, RankSelector, TaskCore};
 use crate::head::Statistics;
 use crate::state::TaughtClass;
+use crate::train::features::Features;
 use crate::train::fit::{Fitted, fit};
 use crate::train::judge::{Judgement, choose_pooling, judge};
 use crate::train::lesson::Lesson;
 use crate::train::parameters::Guard;
 use crate::train::plan::Plan;
 use crate::train::selection::TaskRank;
-use crate::train::trainer::{Encoded, Features, FitError, Trainer};
+use crate::train::trainer::{Encoded, FitError, Trainer};
 
 /// What training changes in place, taken out of the knowledge meanwhile.
 pub(super) struct Taken {

@@ -5,8 +5,9 @@ use super::{EncodedClass, EncodedTask, LearnSettings, Learner};
 use crate::data::{CacheError, PrefixCache, TokenGrid, TokenMean};
 use crate::head::{ClassId, Statistics, Transport};
 use crate::state::TaughtClass;
+use crate::train::features::Features;
 use crate::train::stand_ins::StandIns;
-use crate::train::trainer::{Features, FitError};
+use crate::train::trainer::FitError;
 
 impl Learner {
     /// Where tokens of the learner's images belong.

@@ -11,13 +11,14 @@ use crate::adapt::{Adapters, RankSelector};
 use crate::data::PrefixCache;
 use crate::head::{Calibration, ClassId, Classifier, Shrinkage, Statistics};
 use crate::state::TaskRecord;
+use crate::train::features::Features;
 use crate::train::judge::{learn_on_shelf, novelties};
 use crate::train::lesson::FitSettings;
 use crate::train::parameters::Guard;
 use crate::train::plan::{Budget, Plan};
 use crate::train::saved::Saved;
 use crate::train::stand_ins::StandIns;
-use crate::train::trainer::{Encoded, Features, FitError, Trainer};
+use crate::train::trainer::{Encoded, FitError, Trainer};
 use crate::vit::Geometry;
 
 /// One class of a task, as records of a prefix cache.

@@ -4,10 +4,12 @@ use super::LearnError;
 use super::encoded::Research;
 use crate::adapt::Adapters;
 use crate::head::Classifier;
+use crate::train::features::Features;
 use crate::train::judge::classes_in;
 use crate::train::stack::Phase;
+use crate::train::target::Target;
 use crate::train::token_drop::TokenDrop;
-use crate::train::trainer::{Features, Target, Trainer};
+use crate::train::trainer::Trainer;
 
 /// Images that Fisher information is estimated from, at most.
 const FISHER_IMAGES: usize = 64;

@@ -8,11 +8,13 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::features::Features;
 use super::judge::{classes_in, learn_into};
 use super::plan::{Demand, Plan, PlanError};
 use super::stack::Phase;
+use super::target::Target;
 use super::token_drop::TokenDrop;
-use super::trainer::{Encoded, Features, FitError, Target, Trainer};
+use super::trainer::{Encoded, FitError, Trainer};
 use crate::adapt::{Adapters, Projection};
 use crate::data::{CacheError, PrefixCache};
 use crate::head::{Classifier, HeadError, Layout, Shrinkage, Statistics};

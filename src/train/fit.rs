@@ -11,13 +11,15 @@ use rand_chacha::ChaCha8Rng;
 
 use super::adam::{Adam, cosine};
 use super::draws::{Halves, Turns};
+use super::features::Features;
 use super::judge::{Heads, HeldOut, Quality, classes_in, crossfit_temperature};
 use super::lesson::{FitSettings, Lesson};
 use super::parameters::{Guard, Parameters};
 use super::selection::{SELECTION_EPOCHS, Selection, TaskRank};
 use super::stack::Phase;
+use super::target::{Hold, Target};
 use super::token_drop::TokenDrop;
-use super::trainer::{Encoded, Features, FitError, Hold, Target, Trainer};
+use super::trainer::{Encoded, FitError, Trainer};
 use crate::adapt::{Adapters, RankChoice, TaskCore};
 use crate::head::Statistics;
 use crate::{Progress, Stage};

@@ -1,7 +1,8 @@
 //! Heads over a task while it is learned, and how well they do.
 
+use super::features::Features;
 use super::objective::cross_entropy;
-use super::trainer::{Encoded, Features, FitError, Trainer};
+use super::trainer::{Encoded, FitError, Trainer};
 use crate::head::{
     ClassId, Classifier, HeadError, Novelties, Retaking, Shrinkage, Statistics, Strangeness,
     TaskId, Temperature, Workspace,
