@@ -60,8 +60,8 @@ pub struct Target<'a> {
     pub hold: Option<Hold<'a>>,
 }
 
-/// Holds [the scores](score_drift) of stand-ins to those of the weights before the task, or where there
-/// are none, the scores of all images.
+/// Holds [the scores](super::objective::score_drift) of stand-ins to those of the weights before the task,
+/// or where there are none, the scores of all images.
 #[derive(Debug, Clone, Copy)]
 pub struct Hold<'a> {
     pub head: &'a Classifier,

@@ -16,9 +16,9 @@ pub(super) enum Order {
     Rows(usize),
     /// The transpose of a row-major matrix: floats between one column and the next.
     Columns(usize),
-    /// [`Panels`]: floats between one panel and the next.
+    /// [`Panels`](panels::Panels): floats between one panel and the next.
     Panels(usize),
-    /// [`PanelsT`]: floats between one panel and the next.
+    /// [`PanelsT`](panels::PanelsT): floats between one panel and the next.
     PanelsTransposed(usize),
 }
 
