@@ -450,3 +450,34 @@ fn statistics_survive_their_file_format_and_damage_is_noticed() {
         }
     }
 }
+
+#[test]
+fn an_estimated_shrinkage_is_told_and_is_that_of_the_covariance() {
+    let layout = Layout { parts: 1, dim: 6 };
+    let mut statistics = Statistics::new(layout);
+    // The spread of each direction is half of that of the one before.
+    let rows: Vec<f32> = (0..6 * 2000u32)
+        .map(|k| {
+            let noise = f32::from((k.wrapping_mul(2_654_435_761) >> 16) as u16) / 65_536.0;
+            noise / (1 << (k % 6)) as f32
+        })
+        .collect();
+    let (few, many) = rows.split_at(6 * 20);
+    let mut shares = Vec::new();
+    for (class, rows) in [(0, few), (1, many)] {
+        statistics.learn(class, 0, rows).unwrap();
+        let estimated = Classifier::fit(&[&statistics], Shrinkage::Estimated).unwrap();
+        let [PartFit::AsAsked { shrinkage }] = *estimated.outcomes() else {
+            panic!("{:?}", estimated.outcomes());
+        };
+        let asked = Classifier::fit(&[&statistics], shrinkage).unwrap();
+        assert_eq!(
+            scores(&estimated, &rows[..6]),
+            scores(&asked, &rows[..6]),
+            "{shrinkage}"
+        );
+        shares.push(shrinkage);
+    }
+    assert_eq!(shares[0], 0.05);
+    assert!(shares[1] > 0.0 && shares[1] < 0.02, "{shares:?}");
+}
