@@ -220,8 +220,8 @@ impl<'a> Trainer<'a> {
         self.step(images, adapters, features, target.dropped, Some(target))?;
         let used = self.gradient_len(adapters, target.phase);
         let busy = images.len().div_ceil(self.share(images.len())).max(1);
-        let scored: usize = self.workers[..busy].iter().map(|w| w.scored).sum();
-        let loss = self.workers[..busy].iter().map(|w| w.loss).sum();
+        let scored: usize = self.workers[..busy].iter().map(|w| w.losses.scored).sum();
+        let loss = self.workers[..busy].iter().map(|w| w.losses.loss).sum();
         let (first, others) = self.workers[..busy].split_at_mut(1);
         let gradient = &mut first[0].gradient[..used];
         for worker in others {

@@ -4,6 +4,7 @@ use super::features::Features;
 use super::objective::{cross_entropy, score_drift};
 use super::plan::Plan;
 use super::stack::Stack;
+use super::stand_ins::StandIns;
 use super::target::Target;
 use super::token_drop::TokenDrop;
 use super::trainer::{Encoded, FitError};
@@ -22,14 +23,84 @@ pub(super) struct Worker<'w> {
     /// What the stack makes of a micro-batch, `[images, F_stack]`, and the gradient of that.
     stacked: Vec<f32>,
     d_stacked: Vec<f32>,
+    /// Cached tokens of an image that take part in a step.
+    kept: Vec<usize>,
+    pub losses: Losses,
+}
+
+/// Sums over the images of a step, and what the loss of one is made in.
+pub(super) struct Losses {
+    pub loss: f64,
+    /// Images whose class the head knows.
+    pub scored: usize,
+    /// Gradient of an image's features, `[F]`.
     d_row: Vec<f32>,
     scores: Vec<f32>,
     /// How the scores of an image moved since before the task.
     drift: Vec<f32>,
-    /// Cached tokens of an image that take part in a step.
-    kept: Vec<usize>,
-    pub loss: f64,
-    pub scored: usize,
+}
+
+impl Losses {
+    fn new(classes: usize, width: usize) -> Self {
+        Self {
+            loss: 0.0,
+            scored: 0,
+            d_row: vec![0.0; width],
+            scores: Vec::with_capacity(classes),
+            drift: Vec::with_capacity(classes),
+        }
+    }
+
+    /// Nothing summed, and room for the scores of a target.
+    fn start(&mut self, target: Option<&Target<'_>>) {
+        self.loss = 0.0;
+        self.scored = 0;
+        if let Some(target) = target {
+            self.scores.resize(target.head.classes(), 0.0);
+            let held = target.hold.map_or(0, |hold| hold.head.components().len());
+            self.drift.resize(held, 0.0);
+        }
+    }
+
+    /// Adds the loss of an image with features `row`; returns the gradient of these, `[F]`, or nothing
+    /// for an image that has no loss.
+    ///
+    /// # Errors
+    /// When the features from before cannot be read or one is not a finite number.
+    fn add(
+        &mut self,
+        image: usize,
+        row: &[f32],
+        stand_ins: &StandIns<'_>,
+        target: &Target<'_>,
+    ) -> Result<Option<&[f32]>, FitError> {
+        let stand_ins = stand_ins.images();
+        let class = target.class[image].filter(|_| !stand_ins.contains(&image));
+        let held = stand_ins.is_empty() || stand_ins.contains(&image);
+        let hold = target.hold.filter(|_| held);
+        if class.is_none() && hold.is_none() {
+            return Ok(None);
+        }
+        if let Some(hold) = hold {
+            let moved = &mut self.d_row;
+            hold.before.read(image, moved)?;
+            moved.iter_mut().zip(row).for_each(|(m, x)| *m = x - *m);
+            hold.head.component_changes(moved, &mut self.drift)?;
+            self.loss += score_drift(&mut self.drift, target.temperature, hold.weight);
+        }
+        self.d_row.fill(0.0);
+        if let Some(hold) = hold {
+            let d = &mut self.d_row;
+            hold.head.component_changes_backward(&self.drift, d)?;
+        }
+        if let Some(class) = class {
+            target.head.scores(row, &mut self.scores)?;
+            self.loss += cross_entropy(&mut self.scores, class, target.temperature);
+            self.scored += 1;
+            target.head.backward(row, &self.scores, &mut self.d_row)?;
+        }
+        Ok(Some(&self.d_row))
+    }
 }
 
 impl<'w> Worker<'w> {
@@ -43,13 +114,14 @@ impl<'w> Worker<'w> {
             features: vec![0.0; shape.images * width],
             stacked: vec![0.0; shape.images * shape.features()],
             d_stacked: vec![0.0; shape.images * shape.features()],
-            d_row: vec![0.0; width],
-            scores: Vec::with_capacity(plan.classes),
-            drift: Vec::with_capacity(plan.classes),
             kept: Vec::with_capacity(shape.cached_tokens),
-            loss: 0.0,
-            scored: 0,
+            losses: Losses::new(plan.classes, width),
         }
+    }
+
+    /// Features of one image.
+    fn width(&self) -> usize {
+        self.losses.d_row.len()
     }
 
     /// Runs `images` and keeps their features; with a target, leaves the gradient and the loss of its share.
@@ -65,27 +137,20 @@ impl<'w> Worker<'w> {
         dropped: TokenDrop,
         target: Option<&Target<'_>>,
     ) -> Result<(), FitError> {
-        let width = features.width();
+        let width = self.width();
         let micro = self.stack.shape().images;
-        let stacked = self.stack.shape().features();
-        let lower = width - stacked;
         let accuracy = match target {
             Some(_) => Accuracy::Training,
             None => Accuracy::Full,
         };
-        let stand_ins = encoded.stand_ins.images();
         let first_patch = 1 + self.stack.shape().geometry.registers;
         let patches = self.stack.most_tokens() - first_patch;
         self.stack
             .take_tokens(first_patch + dropped.patches(patches));
-        self.loss = 0.0;
-        self.scored = 0;
+        self.losses.start(target);
         if let Some(target) = target {
             let used = self.stack.shape().gradient_len(adapters, target.phase);
             self.gradient[..used].fill(0.0);
-            self.scores.resize(target.head.classes(), 0.0);
-            let held = target.hold.map_or(0, |hold| hold.head.components().len());
-            self.drift.resize(held, 0.0);
         }
         for images in images.chunks(micro) {
             self.see(images, encoded, adapters, accuracy, dropped)?;
@@ -93,49 +158,40 @@ impl<'w> Worker<'w> {
             for (row, &image) in rows.chunks_exact(width).zip(images) {
                 features.write(image, row)?;
             }
-            let Some(target) = target else {
-                continue;
-            };
-            let d_stacked = &mut self.d_stacked[..images.len() * stacked];
-            d_stacked.fill(0.0);
-            let rows = self.features[..images.len() * width]
-                .chunks_exact(width)
-                .zip(d_stacked.chunks_exact_mut(stacked));
-            for (&image, (row, d_made)) in images.iter().zip(rows) {
-                let class = target.class[image].filter(|_| !stand_ins.contains(&image));
-                let held = stand_ins.is_empty() || stand_ins.contains(&image);
-                let hold = target.hold.filter(|_| held);
-                if class.is_none() && hold.is_none() {
-                    continue;
-                }
-                if let Some(hold) = hold {
-                    let moved = &mut self.d_row;
-                    hold.before.read(image, moved)?;
-                    moved.iter_mut().zip(row).for_each(|(m, x)| *m = x - *m);
-                    hold.head.component_changes(moved, &mut self.drift)?;
-                    self.loss += score_drift(&mut self.drift, target.temperature, hold.weight);
-                }
-                self.d_row.fill(0.0);
-                if let Some(hold) = hold {
-                    let d = &mut self.d_row;
-                    hold.head.component_changes_backward(&self.drift, d)?;
-                }
-                if let Some(class) = class {
-                    target.head.scores(row, &mut self.scores)?;
-                    self.loss += cross_entropy(&mut self.scores, class, target.temperature);
-                    self.scored += 1;
-                    target.head.backward(row, &self.scores, &mut self.d_row)?;
-                }
-                d_made.copy_from_slice(&self.d_row[lower..]);
+            if let Some(target) = target {
+                self.learn(images, &encoded.stand_ins, adapters, target)?;
             }
-            let used = self.stack.shape().gradient_len(adapters, target.phase);
-            let gradient = &mut self.gradient[..used];
-            let phase = target.phase;
-            threads::awake(|| {
-                self.stack
-                    .backward(adapters, phase, images.len(), d_stacked, gradient);
-            });
         }
+        Ok(())
+    }
+
+    /// Adds the loss and the gradient of the micro-batch that was seen.
+    fn learn(
+        &mut self,
+        images: &[usize],
+        stand_ins: &StandIns<'_>,
+        adapters: &Adapters,
+        target: &Target<'_>,
+    ) -> Result<(), FitError> {
+        let width = self.width();
+        let stacked = self.stack.shape().features();
+        let d_stacked = &mut self.d_stacked[..images.len() * stacked];
+        d_stacked.fill(0.0);
+        let rows = self.features[..images.len() * width]
+            .chunks_exact(width)
+            .zip(d_stacked.chunks_exact_mut(stacked));
+        for (&image, (row, d_made)) in images.iter().zip(rows) {
+            if let Some(d_row) = self.losses.add(image, row, stand_ins, target)? {
+                d_made.copy_from_slice(&d_row[width - stacked..]);
+            }
+        }
+        let phase = target.phase;
+        let used = self.stack.shape().gradient_len(adapters, phase);
+        let gradient = &mut self.gradient[..used];
+        threads::awake(|| {
+            self.stack
+                .backward(adapters, phase, images.len(), d_stacked, gradient);
+        });
         Ok(())
     }
 
@@ -149,7 +205,7 @@ impl<'w> Worker<'w> {
         dropped: TokenDrop,
     ) -> Result<(), FitError> {
         let stacked = self.stack.shape().features();
-        let width = self.d_row.len();
+        let width = self.width();
         let lower = width - stacked;
         let first_patch = 1 + self.stack.shape().geometry.registers;
         let patches = self.stack.most_tokens() - first_patch;
@@ -189,12 +245,12 @@ impl<'w> Worker<'w> {
     ) -> Result<Vec<f32>, FitError> {
         let mut sum = vec![0.0; adapters.sites.len() * adapters.rank * adapters.rank];
         let micro = self.stack.shape().images;
-        let lower = self.d_row.len() - self.stack.shape().features();
+        let lower = self.width() - self.stack.shape().features();
         self.stack.take_tokens(self.stack.most_tokens());
         for images in images.chunks(micro) {
             for (slot, &image) in images.iter().enumerate() {
                 let record = encoded.records[image];
-                let pooled = &mut self.d_row[..lower];
+                let pooled = &mut self.losses.d_row[..lower];
                 encoded.cache.read(record, self.stack.input(slot), pooled)?;
             }
             threads::awake(|| self.stack.gram(adapters, images.len(), &mut sum));
