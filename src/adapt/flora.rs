@@ -3,6 +3,7 @@
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
+use super::orthonormal::orthonormalise_columns;
 use crate::kernels::matmul::{MatMut, MatRef, matmul};
 use crate::train::block::Adapter;
 
@@ -317,64 +318,6 @@ fn identity(n: usize) -> Vec<f32> {
     (0..n * n)
         .map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 })
         .collect()
-}
-
-/// Modified Gram-Schmidt, twice for accuracy: replaces `x` `[rows, cols]` by Q and returns R
-/// `[cols, cols]`. A column that depends on earlier ones gets a zero in R and is completed from
-/// the unit vectors, so that Q is orthonormal even for a zero matrix.
-fn orthonormalise_columns(x: &mut [f32], rows: usize, cols: usize) -> Vec<f32> {
-    let mut q: Vec<Vec<f64>> = Vec::with_capacity(cols);
-    let mut r = vec![0.0f32; cols * cols];
-    for j in 0..cols {
-        let mut column: Vec<f64> = (0..rows).map(|i| f64::from(x[i * cols + j])).collect();
-        let before = norm(&column);
-        for (i, basis) in q.iter().enumerate() {
-            r[i * cols + j] = project_out(&mut column, basis) as f32;
-        }
-        for (i, basis) in q.iter().enumerate() {
-            r[i * cols + j] += project_out(&mut column, basis) as f32;
-        }
-        let after = norm(&column);
-        if after > 1e-6 * before && after > 0.0 {
-            r[j * cols + j] = after as f32;
-        } else {
-            column = completion(&q, rows);
-        }
-        let scale = norm(&column).recip();
-        column.iter_mut().for_each(|v| *v *= scale);
-        q.push(column);
-    }
-    for (j, column) in q.iter().enumerate() {
-        for (i, &v) in column.iter().enumerate() {
-            x[i * cols + j] = v as f32;
-        }
-    }
-    r
-}
-
-/// A vector outside the span of `q`: the unit vector with most left after projection.
-fn completion(q: &[Vec<f64>], rows: usize) -> Vec<f64> {
-    (0..=q.len())
-        .map(|k| {
-            let mut unit = vec![0.0; rows];
-            unit[k % rows] = 1.0;
-            for basis in q.iter().chain(q) {
-                project_out(&mut unit, basis);
-            }
-            unit
-        })
-        .max_by(|a, b| norm(a).total_cmp(&norm(b)))
-        .unwrap_or_else(|| vec![1.0; rows])
-}
-
-fn project_out(v: &mut [f64], basis: &[f64]) -> f64 {
-    let along: f64 = v.iter().zip(basis).map(|(a, b)| a * b).sum();
-    v.iter_mut().zip(basis).for_each(|(a, b)| *a -= along * b);
-    along
-}
-
-fn norm(v: &[f64]) -> f64 {
-    v.iter().map(|a| a * a).sum::<f64>().sqrt()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! (`docs/method.md` tells why).
 
 mod flora;
+mod orthonormal;
 mod rank;
 
 pub use flora::{Adapters, Projection, Site, TaskCore};
