@@ -5,6 +5,10 @@
 use std::fs;
 use std::path::Path;
 
+/// What a control group says is used differs by less than this from one run to the next: the kernel adds up
+/// pages processor by processor, in batches.
+const GROUP_UNCERTAIN: u64 = 1 << 20;
+
 /// A bound on this process's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryLimit {
@@ -28,7 +32,7 @@ enum Kind {
 #[error(
     "this needs about {} MiB more memory, and the limit of {} MiB ({}) leaves {} MiB: raise the \
      limit to {} MiB, or use fewer threads, a lower resolution or a model with fewer weights",
-    mib(*needed), mib(limit.limit), limit.name(), limit.left() >> 20, mib(limit.used + needed)
+    mib(*needed), mib(limit.limit), limit.name(), limit.left() >> 20, mib(limit.enough(*needed))
 )]
 pub struct TooLittleMemory {
     pub limit: MemoryLimit,
@@ -45,6 +49,15 @@ impl MemoryLimit {
     /// Bytes still to be had.
     pub fn left(&self) -> u64 {
         self.limit.saturating_sub(self.used)
+    }
+
+    /// A limit under which another run has room for `needed` bytes.
+    fn enough(&self, needed: u64) -> u64 {
+        let uncertain = match self.kind {
+            Kind::AddressSpace => 0,
+            Kind::ControlGroup => GROUP_UNCERTAIN,
+        };
+        self.used + needed + uncertain
     }
 
     fn name(&self) -> &'static str {
@@ -233,7 +246,8 @@ mod tests {
             limit.check(1 << 30, 96 << 20).is_ok(),
             "mapped files can be dropped"
         );
-        assert!(limit.check(0, 97 << 20).is_err());
+        let refused = limit.check(0, 97 << 20).unwrap_err().to_string();
+        assert!(refused.contains("to 102 MiB"), "{refused}");
     }
 
     #[test]
