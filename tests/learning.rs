@@ -197,6 +197,50 @@ fn a_failure_leaves_the_state_byte_for_byte() {
 }
 
 #[test]
+fn the_plan_of_a_state_is_what_its_next_task_is_learned_by() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.draw_fish();
+    scene.learn("birds", &["--epochs", "2"]);
+    let plan = |more: &[&str]| {
+        let state = ["plan", "--json", "--state", "learned.fledge"];
+        let task = ["--classes", "2", "--images", "20"];
+        let output = scene.run(&[&state, &task, more].concat());
+        let plan = output.status.success();
+        plan.then(|| serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    };
+    let learn = |budget: &str| {
+        fs::copy(scene.path("learned.fledge"), scene.path("next.fledge")).unwrap();
+        let learn = ["learn", "--task", "fish", "--state", "next.fledge"];
+        let output =
+            scene.run(&[&learn, ["--epochs", "1", "--budget", budget].as_slice()].concat());
+        let alone = text(&output.stderr).contains("M and N learn alone");
+        output.status.success().then_some(!alone)
+    };
+    assert_eq!(plan(&[]).unwrap()["bases_learn"], true);
+    // From a budget that is too little to one that all of it fits.
+    let mut seen = Vec::new();
+    for budget in (1..).map(|step| (step * (16 << 10)).to_string()) {
+        let planned = plan(&["--budget", &budget]).map(|plan| plan["bases_learn"] == true);
+        if seen.last() != Some(&planned) {
+            assert_eq!(learn(&budget), planned, "{budget} bytes");
+            seen.push(planned);
+        }
+        if planned == Some(true) {
+            break;
+        }
+    }
+    // This model has nothing between the two.
+    assert_eq!(seen, [None, Some(true)]);
+
+    let other = scene.run(&["plan", "--state", "learned.fledge", "--rank", "4"]);
+    assert_eq!(other.status.code(), Some(2), "the state's rank holds");
+    let missing = scene.run(&["plan", "--state", "other.fledge"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("other.fledge"));
+}
+
+#[test]
 fn a_state_learned_with_another_model_is_refused() {
     let scene = Scene::new();
     scene.draw_birds();

@@ -166,6 +166,10 @@ pub struct RejectArgument {
 
 #[derive(Debug, Args)]
 pub struct PlanArguments {
+    /// Plan the next task of this state file, whose model and setup then hold [default: the first
+    /// task of a new one]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "resolution", "adapt_blocks", "prompts", "rank"])]
+    pub state: Option<PathBuf>,
     /// Imported model to plan for [default: vit-s14-focus]
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
@@ -181,7 +185,7 @@ pub struct PlanArguments {
     /// Rank of the bases, 1 to 64 [default: 16]
     #[arg(long, value_name = "R", value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub rank: Option<usize>,
-    /// Classes that are known in the end
+    /// Classes of the task
     #[arg(long, value_name = "N", default_value = "10")]
     pub classes: NonZeroUsize,
     /// Photos of the task

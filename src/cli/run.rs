@@ -157,7 +157,22 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
 }
 
 pub fn plan(settings: &settings::Plan) -> anyhow::Result<PlanReport> {
-    let weights = ModelStore::at(&settings.home).open(Some(&model_name(&settings.model)))?;
+    let store = ModelStore::at(&settings.home);
+    let how = LearnSettings {
+        budget: settings.budget,
+        ..LearnSettings::default()
+    };
+    if let Some(state) = &settings.state {
+        let (knowledge, _) = state::open(state)?;
+        let weights = store.open(Some(&knowledge.model.name))?;
+        let learner = Learner::resume(weights, knowledge, settings.threads.get())?;
+        let (images, classes) = (settings.images, settings.classes);
+        let evenly =
+            (0..classes).map(|class| images / classes + usize::from(class < images % classes));
+        let plan = learner.plan(&evenly.collect::<Vec<_>>(), &how)?;
+        return Ok(PlanReport::from(&plan));
+    }
+    let weights = store.open(Some(&model_name(&settings.model)))?;
     let defaults = Setup::for_depth(weights.geometry().depth);
     let setup = Setup {
         resolution: settings.resolution.map_or(defaults.resolution, |r| r.get()),
@@ -168,15 +183,14 @@ pub fn plan(settings: &settings::Plan) -> anyhow::Result<PlanReport> {
         prompts: settings.prompts.unwrap_or(defaults.prompts),
         ..defaults
     };
-    let batch = LearnSettings::default().fit.batch;
     let demand = setup.demand(
         weights.geometry(),
         settings.classes,
         settings.images,
-        batch,
+        how.fit.batch,
         settings.threads.get(),
     )?;
-    Ok(PlanReport::from(&Plan::allowed(&demand, settings.budget)?))
+    Ok(PlanReport::from(&Plan::allowed(&demand, how.budget)?))
 }
 
 pub fn bench(settings: &settings::Bench, progress: &dyn Progress) -> anyhow::Result<BenchReport> {

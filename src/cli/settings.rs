@@ -123,6 +123,8 @@ impl Learn {
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub home: PathBuf,
+    /// The state whose next task is planned; `None` plans a new one's first, made as these say.
+    pub state: Option<PathBuf>,
     pub model: Option<String>,
     /// Pixels.
     pub resolution: Option<NonZeroUsize>,
@@ -140,6 +142,7 @@ impl Plan {
         let preferred = NewState::of(config);
         Ok(Self {
             home: config.home()?,
+            state: arguments.state,
             model: arguments.model.or(preferred.model),
             resolution: arguments.resolution.or(preferred.resolution),
             adapt_blocks: arguments.adapt_blocks.or(preferred.adapt_blocks),
