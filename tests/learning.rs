@@ -218,20 +218,18 @@ fn the_plan_of_a_state_is_what_its_next_task_is_learned_by() {
         output.status.success().then_some(!alone)
     };
     assert_eq!(plan(&[]).unwrap()["bases_learn"], true);
-    // From a budget that is too little to one that all of it fits.
-    let mut seen = Vec::new();
-    for budget in (1..).map(|step| (step * (16 << 10)).to_string()) {
-        let planned = plan(&["--budget", &budget]).map(|plan| plan["bases_learn"] == true);
-        if seen.last() != Some(&planned) {
-            assert_eq!(learn(&budget), planned, "{budget} bytes");
-            seen.push(planned);
-        }
-        if planned == Some(true) {
-            break;
-        }
-    }
-    // This model has nothing between the two.
-    assert_eq!(seen, [None, Some(true)]);
+    // Up to the first budget that is enough, and learning on both sides of it. This model has none
+    // that M and N alone would fit.
+    let budgets = (1..).map(|step| step * (16 << 10));
+    let planned = |budget: usize| plan(&["--budget", &budget.to_string()]);
+    let (enough, found) = budgets
+        .map_while(|budget| (budget <= 8 << 20).then(|| (budget, planned(budget))))
+        .find_map(|(budget, plan)| Some((budget, plan?)))
+        .unwrap();
+    assert_eq!(found["bases_learn"], true);
+    assert_eq!(learn(&enough.to_string()), Some(true), "{enough} bytes");
+    let less = enough - (16 << 10);
+    assert_eq!(learn(&less.to_string()), None, "{less} bytes");
 
     let other = scene.run(&["plan", "--state", "learned.fledge", "--rank", "4"]);
     assert_eq!(other.status.code(), Some(2), "the state's rank holds");

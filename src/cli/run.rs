@@ -167,9 +167,9 @@ pub fn plan(settings: &settings::Plan) -> anyhow::Result<PlanReport> {
         let weights = store.open(Some(&knowledge.model.name))?;
         let learner = Learner::resume(weights, knowledge, settings.threads.get())?;
         let (images, classes) = (settings.images, settings.classes);
-        let evenly =
-            (0..classes).map(|class| images / classes + usize::from(class < images % classes));
-        let plan = learner.plan(&evenly.collect::<Vec<_>>(), &how)?;
+        // As even as they come.
+        let counts = (0..classes).map(|class| (images + class) / classes);
+        let plan = learner.plan(&counts.collect::<Vec<_>>(), &how)?;
         return Ok(PlanReport::from(&plan));
     }
     let weights = store.open(Some(&model_name(&settings.model)))?;
