@@ -14,6 +14,7 @@ mod budget;
 mod closing;
 mod encoding;
 mod process;
+mod refusal;
 #[cfg(test)]
 mod tests;
 mod training;
@@ -23,6 +24,7 @@ use serde::Serialize;
 pub use budget::{Budget, DEFAULT_BUDGET};
 pub use encoding::Encoding;
 use process::blocks_in_turns;
+pub use refusal::PlanError;
 use training::{Candidate, buffers, candidates, cost};
 
 use super::stack::{Precision, StackShape};
@@ -131,32 +133,6 @@ pub struct Plan {
     /// How the photos are encoded.
     pub encoding: Encoding,
     pub buffers: Vec<PlannedBuffer>,
-}
-
-/// No plan fits the budget.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "learning at {resolution} pixels with {blocks} adapted blocks, {prompts} prompts and rank {rank} does not fit {budget} bytes: \
-     the smallest budget that would is {smallest} bytes ({}); raise --budget{}",
-    mebibytes(*smallest), or_lower(lower)
-)]
-pub struct PlanError {
-    pub budget: usize,
-    /// The smallest budget that would do.
-    pub smallest: usize,
-    pub resolution: Pixels,
-    pub blocks: usize,
-    pub prompts: usize,
-    pub rank: usize,
-    /// Flags that would save most when lowered, the most effective first.
-    pub lower: Vec<String>,
-}
-
-fn or_lower(flags: &[String]) -> String {
-    match flags {
-        [] => String::new(),
-        flags => format!(", or lower {}", flags.join(", ")),
-    }
 }
 
 /// A size as it is given to `--budget`, rounded up to a tenth of a MiB.
@@ -416,62 +392,6 @@ impl Demand {
             checkpoints: Precision::F32,
             kept_insides: 0,
             geometry: self.geometry.clone(),
-        }
-    }
-
-    fn refusal(&self, budget: usize, smallest: usize) -> PlanError {
-        let patch = self.geometry.patch;
-        let mut savings: Vec<(usize, String)> = [
-            (self.resolution > patch).then(|| {
-                let resolution = (self.resolution / 2).next_multiple_of(patch);
-                let lowered = Self {
-                    resolution,
-                    ..self.clone()
-                };
-                (lowered, format!("--resolution (to {resolution})"))
-            }),
-            (self.blocks() > 1).then(|| {
-                let blocks = self.blocks() / 2;
-                let first_adapted = self.geometry.depth - blocks;
-                let lowered = Self {
-                    first_adapted,
-                    ..self.clone()
-                };
-                (lowered, format!("--adapt-blocks (to {blocks})"))
-            }),
-            (self.rank > 1).then(|| {
-                let rank = self.rank / 2;
-                (
-                    Self {
-                        rank,
-                        ..self.clone()
-                    },
-                    format!("--rank (to {rank})"),
-                )
-            }),
-            (self.prompts > 0).then(|| {
-                let prompts = self.prompts / 2;
-                let lowered = Self {
-                    prompts,
-                    ..self.clone()
-                };
-                (lowered, format!("--prompts (to {prompts})"))
-            }),
-        ]
-        .into_iter()
-        .flatten()
-        .map(|(lowered, flag)| (smallest.saturating_sub(Plan::smallest(&lowered)), flag))
-        .filter(|&(saved, _)| saved > 0)
-        .collect();
-        savings.sort_by_key(|&(saved, _)| std::cmp::Reverse(saved));
-        PlanError {
-            budget,
-            smallest,
-            resolution: self.resolution,
-            blocks: self.blocks(),
-            prompts: self.prompts,
-            rank: self.rank,
-            lower: savings.into_iter().map(|(_, flag)| flag).collect(),
         }
     }
 }

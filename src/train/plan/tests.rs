@@ -77,6 +77,18 @@ fn a_refusal_names_the_smallest_budget_and_that_one_is_enough() {
     ] {
         assert!(text.contains(word), "{word} is not in {text:?}");
     }
+    // What tasks before settled cannot be lowered.
+    let later = Demand {
+        later: true,
+        ..demand
+    };
+    let error = Plan::new(&later, MIB).unwrap_err();
+    assert_eq!(error.lower, Vec::<String>::new());
+    let text = error.to_string();
+    assert!(
+        text.contains("as the state file has it") && text.ends_with("raise --budget"),
+        "{text}"
+    );
 }
 
 #[test]
