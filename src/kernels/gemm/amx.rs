@@ -18,7 +18,11 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::OnceLock;
+use unit::Shapes;
+
+pub(super) use unit::is_available;
+
+mod unit;
 
 /// AVX-512 for everything but frozen matrices.
 pub(super) static KERNEL: Kernel = Kernel {
@@ -80,36 +84,6 @@ struct Scratch {
 /// Bytes of stack in each thread that runs a product.
 pub(super) const SCRATCH: usize = size_of::<Scratch>();
 
-/// Whether this process may use the tile unit: the processor has it, and Linux lets us.
-pub(super) fn is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        const BF16_AND_TILES: u32 = 1 << 22 | 1 << 24;
-        let vectors = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-        vectors && __cpuid_count(7, 0).edx & BF16_AND_TILES == BF16_AND_TILES && permitted()
-    })
-}
-
-/// Asks Linux for the tile registers, which it saves only for processes that did.
-#[cfg(target_os = "linux")]
-fn permitted() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-    const XFEATURE_XTILEDATA: libc::c_long = 18;
-    // SAFETY: this request takes a number and changes nothing but what may be asked of the processor.
-    unsafe {
-        libc::syscall(
-            libc::SYS_arch_prctl,
-            ARCH_REQ_XCOMP_PERM,
-            XFEATURE_XTILEDATA,
-        ) == 0
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn permitted() -> bool {
-    false
-}
-
 /// Some columns of C, the first of them the first of a panel; `alpha` is 1.
 ///
 /// # Safety
@@ -135,7 +109,8 @@ unsafe fn columns_in<const PARTS: usize>(job: &Job<'_>, columns: Range<usize>) {
     let mut scratch = MaybeUninit::<Scratch>::uninit();
     let scratch = scratch.as_mut_ptr();
     for (row, rows) in parts(job.rows, ROWS) {
-        let _shapes = Shapes::set();
+        // SAFETY: the contract.
+        let _shapes = unsafe { Shapes::set() };
         for first in (0..job.inner).step_by(DEPTH) {
             let block = Block::<PARTS> {
                 job,
@@ -153,35 +128,6 @@ unsafe fn columns_in<const PARTS: usize>(job: &Job<'_>, columns: Range<usize>) {
                 }
             }
         }
-    }
-}
-
-/// The tile unit's registers, set to shapes.
-struct Shapes;
-
-impl Shapes {
-    /// Whole tiles: fewer rows would not take less time.
-    fn set() -> Self {
-        #[repr(C, align(64))]
-        struct Config([u8; 64]);
-        let mut config = Config([0; 64]);
-        config.0[0] = 1;
-        for register in 0..8 {
-            config.0[16 + 2 * register] = 64;
-            config.0[48 + register] = SIDE as u8;
-        }
-        // SAFETY: reached only where the tile unit is available; compiled code never touches it.
-        unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, preserves_flags, readonly));
-        }
-        Self
-    }
-}
-
-impl Drop for Shapes {
-    fn drop(&mut self) {
-        // SAFETY: as in `of`. Registers in use would be saved at every switch of threads.
-        unsafe { asm!("tilerelease", options(nostack, preserves_flags, nomem)) }
     }
 }
 
