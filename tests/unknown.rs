@@ -73,7 +73,7 @@ fn a_class_may_be_named_unknown() {
 }
 
 #[test]
-fn without_held_back_images_nothing_is_unknown() {
+fn where_every_class_has_a_single_image_nothing_is_unknown() {
     let scene = Scene::new();
     for (class, colour, stripe) in [("robin", [220, 60, 30], 5), ("tit", [60, 120, 230], 7)] {
         scene.draw("birds", class, colour, stripe, 1);

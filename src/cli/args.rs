@@ -154,7 +154,7 @@ pub struct LearnArguments {
 #[derive(Debug, Args)]
 pub struct RejectArgument {
     /// Answer "unknown" for images far from every class; of images of known classes this share may
-    /// be called so wrongly, judging by those held back while learning. 0 turns it off
+    /// be called so wrongly, judging each learned image by a head without it. 0 turns it off
     #[arg(
         long,
         value_name = "RATE",

@@ -344,6 +344,11 @@ impl Classifier {
         ))
     }
 
+    /// `m_k^T S^-1 m_k` of one part, of the component's mean less the centre.
+    pub(super) fn mean_square(&self, component: usize, part: usize) -> f64 {
+        -2.0 * f64::from(self.offsets[component * self.layout.parts + part])
+    }
+
     fn corrected_score(&self, component: usize, features: &[f32]) -> f64 {
         let parts = self.layout.parts;
         let corrections = &self.corrections[component * parts..][..parts];

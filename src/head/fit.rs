@@ -76,6 +76,11 @@ impl Member {
         &sources[self.source].components()[self.index]
     }
 
+    /// Which of the sources it is in.
+    pub(super) fn source(&self) -> usize {
+        self.source
+    }
+
     fn same_component(&self, other: &Self) -> bool {
         self.key() == other.key()
     }

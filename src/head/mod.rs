@@ -4,7 +4,7 @@
 //! pooling. [`Statistics`] holds what was learned: a count and a mean per component (one class of
 //! one task) and, per part, one covariance shared by all of them. [`Classifier`] is fitted from
 //! statistics in closed form, [`Calibration`] turns its scores into
-//! probabilities, and [`Novelty`] with a [`Sketch`] of that of validation images says when an image is
+//! probabilities, and [`Novelty`] with a [`Sketch`] of that of images left out says when an image is
 //! like nothing that was learned.
 
 mod accumulate;
@@ -35,7 +35,7 @@ pub(crate) use factor::TILE;
 pub(crate) use fit::solver_floats;
 pub use fit::{PartFit, Workspace};
 pub use layout::{ClassId, Layout, TaskId};
-pub use novelty::{Novelties, Novelty};
+pub use novelty::{ImageNovelty, Novelties, Novelty};
 pub use reject::{Mahalanobis, Sketch};
 pub use relative::RelativeMahalanobis;
 pub use retake::Retaking;

@@ -6,8 +6,8 @@
 //! what is left is counted in spreads. Both come from the statistics alone. The rows of a
 //! component's factor, mixed by random signs, are as good as deviations of its images, and leaving
 //! such an image out of the statistics and measuring it is a rank-one change with a closed form.
-//! What these Gaussian stand-ins cannot tell, how much wilder real images are, the validation
-//! images say.
+//! What these Gaussian stand-ins cannot tell, how much wilder real images are, the images of every
+//! task say, each left out in the same way.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -25,12 +25,42 @@ const STAND_INS: usize = 128;
 /// From so many classes on the relative distance finds unknown classes better.
 const RELATIVE_FROM: usize = 3;
 
-/// Novelty of a task's validation images, by both distances.
+/// Novelty of a task's images, each to a head that did not learn it, by both distances.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Novelties {
     pub nearest: Sketch,
     /// Empty when fewer than three classes were known.
     pub relative: Sketch,
+}
+
+impl Novelties {
+    /// Adds an image.
+    ///
+    /// # Errors
+    /// [`HeadError::NotFinite`] for a novelty that is no number.
+    pub fn add(&mut self, image: ImageNovelty) -> Result<(), HeadError> {
+        self.nearest.add(image.nearest)?;
+        image.relative.map_or(Ok(()), |it| self.relative.add(it))
+    }
+}
+
+/// Novelty of one image.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ImageNovelty {
+    /// By the distance to the nearest class.
+    pub nearest: f32,
+    /// By the relative distance; none when fewer than three classes were known.
+    pub relative: Option<f32>,
+}
+
+impl ImageNovelty {
+    /// Each number of one and of another image put together.
+    pub fn with(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self {
+            nearest: f(self.nearest, other.nearest),
+            relative: self.relative.zip(other.relative).map(|(x, y)| f(x, y)),
+        }
+    }
 }
 
 /// What is usual for an image that was not learned.
@@ -84,7 +114,7 @@ impl Novelty {
         }
     }
 
-    /// The novelty beyond which an image is called unknown, from all tasks' validation images; see
+    /// The novelty beyond which an image is called unknown, from all tasks' images left out; see
     /// [`Sketch::threshold`].
     pub fn threshold<'a>(
         &self,
@@ -100,7 +130,7 @@ impl Novelty {
         Sketch::threshold_of(sketches, false_alarms)
     }
 
-    /// Adds a validation image, by both distances where both mean something.
+    /// Adds an image that the head did not learn, by both distances where both mean something.
     ///
     /// # Errors
     /// As [`Mahalanobis::distance`].
@@ -158,12 +188,13 @@ impl Novelty {
         part: usize,
         deviation: &[f32],
         out: &LeftOut<'_>,
-    ) -> [f64; 2] {
+        scores: &mut [f32],
+    ) -> Place {
         let measure = OfPart {
             novelty: self,
             part,
         };
-        left_out(&measure, classifier, part, deviation, out)
+        left_out(&measure, classifier, part, deviation, out, scores)
     }
 }
 
@@ -192,19 +223,20 @@ impl Measure for OfPart<'_> {
     }
 }
 
-/// Nearest and relative squared distance, in one part, of an image that deviates by
-/// `deviation` from the mean of the others of its component, once it is taken out.
+/// Where an image is, in one part, that deviates by `deviation` from the mean of the others of its
+/// component, once it is taken out. Adds the scores of all components to `scores`, where there are any.
 ///
 /// With the image out, `S' = S - g d d^T` and the centred means are `m_j + a_j d`. All that is
 /// needed of `S'^-1` follows from `q = d^T S^-1 d` and `P = W^T d` (Sherman and Morrison 1950),
 /// and `I + B'^T S'^-1 B'` is a change of rank two of the factored `I + B^T S^-1 B` (Woodbury).
-fn left_out(
+pub(super) fn left_out(
     measure: &dyn Measure,
     classifier: &Classifier,
     part: usize,
     deviation: &[f32],
     out: &LeftOut<'_>,
-) -> [f64; 2] {
+    scores: &mut [f32],
+) -> Place {
     let (k, g) = (out.group, out.weight);
     let groups = classifier.components().len();
     let count = groups as f64;
@@ -221,6 +253,11 @@ fn left_out(
     let scale = count.sqrt();
     let y = |j: usize| gram(j) + along(j) + step * along(j);
     let score = y(k) - 0.5 * (gram(k) + g * t * along(k).powi(2));
+    for (j, sum) in scores.iter_mut().enumerate() {
+        // m'_j^T S^-1 m'_j
+        let square = classifier.mean_square(j, part) + 2.0 * a(j) * p[j] + a(j).powi(2) * q;
+        *sum += (y(j) - 0.5 * (square + g * t * along(j).powi(2))) as f32;
+    }
 
     let whitened = |value: &dyn Fn(usize) -> f64| {
         let mut v: Vec<f32> = (0..groups).map(|j| value(j) as f32).collect();
@@ -241,7 +278,26 @@ fn left_out(
     let b = [product(&za, &u), product(&zp, &u)];
     let determinant = h[0] * h[2] - h[1] * h[1];
     let change = (h[2] * b[0] * b[0] - 2.0 * h[1] * b[0] * b[1] + h[0] * b[1] * b[1]) / determinant;
-    [q * t, product(&u, &u) - change - 2.0 * score]
+    Place {
+        squares: [q * t + 2.0 * score, product(&u, &u) - change],
+        score,
+    }
+}
+
+/// Where an image is in relation to a head, in one part or in all.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// What less twice a component's score is the squared distance from it, nearest and relative.
+    pub(super) squares: [f64; 2],
+    /// Of the image's own component.
+    pub(super) score: f64,
+}
+
+impl Place {
+    /// Squared distances from the image's own component.
+    pub(super) fn distances(&self) -> [f64; 2] {
+        self.squares.map(|square| square - 2.0 * self.score)
+    }
 }
 
 /// The scales of both distances, gathered part after part.
@@ -270,20 +326,13 @@ impl Scales {
             return Ok(());
         };
         let layout = classifier.layout();
-        let images: u64 = sources.iter().map(|s| s.images()).sum();
         let groups = classifier.components().len();
-        let freedom = images.saturating_sub(groups as u64).max(1) as f64;
+        let weight = weight(classifier, sources, part);
         let each = STAND_INS.div_ceil(groups);
         let stride = groups.div_ceil(STAND_INS);
         let mut rows = Rows::new(layout.dim);
         let mut mean = vec![0.0f32; layout.dim];
         let mut deviation = vec![0.0f32; layout.dim];
-        let kept = match classifier.outcomes()[part] {
-            PartFit::AsAsked { shrinkage } | PartFit::Raised { shrinkage } => {
-                1.0 - f64::from(shrinkage)
-            }
-            PartFit::NearestMean => 0.0,
-        };
         let mut rng = ChaCha8Rng::seed_from_u64(part as u64);
         let mut seen = [Moments::default(); 2];
         for (group, members) in workspace.groups().enumerate().step_by(stride) {
@@ -313,21 +362,23 @@ impl Scales {
                         group,
                         products: &products,
                         share: 1.0 / count,
-                        weight: kept / freedom * (count - 1.0) / count,
+                        weight: weight * (count - 1.0) / count,
                     };
-                    let distances = left_out(measure, classifier, part, &deviation, &out);
+                    let place = left_out(measure, classifier, part, &deviation, &out, &mut []);
+                    let distances = place.distances();
                     seen.iter_mut().zip(distances).for_each(|(s, d)| s.add(d));
                 }
             }
         }
+        let share = put_right(classifier, sources) / layout.width() as f64;
         for (total, seen) in totals.iter_mut().zip(seen) {
             let (Some(mean), Some(deviation)) = (seen.mean(), seen.deviation()) else {
                 self.totals = None;
                 return Ok(());
             };
-            total.mean += mean / layout.width() as f64;
+            total.mean += share * mean;
             // Parts see the same image, so their spreads add up, not their variances.
-            total.spread += deviation / layout.width() as f64;
+            total.spread += share * deviation;
         }
         Ok(())
     }
@@ -340,6 +391,31 @@ impl Scales {
                 .all(|s| s.mean.is_finite() && s.spread.is_finite() && s.spread > 0.0)
         })
     }
+}
+
+/// Degrees of freedom of the covariance.
+fn freedom(classifier: &Classifier, sources: &[&Statistics]) -> f64 {
+    let images: u64 = sources.iter().map(|s| s.images()).sum();
+    let groups = classifier.components().len() as u64;
+    images.saturating_sub(groups).max(1) as f64
+}
+
+/// What squared distances from [`left_out`] are to be multiplied with: the covariance is the scatter over its
+/// degrees of freedom, and the image takes one of these along.
+pub(super) fn put_right(classifier: &Classifier, sources: &[&Statistics]) -> f64 {
+    let freedom = freedom(classifier, sources);
+    (1.0 - 1.0 / freedom).max(0.5)
+}
+
+/// What the outer product of a deviation weighs in the covariance of a part.
+pub(super) fn weight(classifier: &Classifier, sources: &[&Statistics], part: usize) -> f64 {
+    let kept = match classifier.outcomes()[part] {
+        PartFit::AsAsked { shrinkage } | PartFit::Raised { shrinkage } => {
+            1.0 - f64::from(shrinkage)
+        }
+        PartFit::NearestMean => 0.0,
+    };
+    kept / freedom(classifier, sources)
 }
 
 /// The relative distance says nothing below three classes.

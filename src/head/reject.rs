@@ -8,7 +8,7 @@ use super::{Classifier, HeadError, Layout};
 
 /// Values a sketch keeps.
 const CAPACITY: usize = 128;
-/// Below this many validation images nothing can be said about what is usual.
+/// Below this many images nothing can be said about what is usual.
 const FEWEST: u64 = 4;
 
 /// Mahalanobis distance to the nearest component (Lee et al., arXiv 1807.03888), under the same
@@ -93,7 +93,7 @@ pub(super) fn square<'l>(
     norm / variance
 }
 
-/// The distances of validation images, however many tasks they came from, in bounded memory.
+/// The distances of images that a head did not learn, however many tasks they came from, in bounded memory.
 ///
 /// Sorted values with the number of observations each stands for. When the room runs out, two
 /// neighbours become the larger one with both their counts, so the share of observations up to a
@@ -218,7 +218,7 @@ impl TryFrom<Vec<(f32, u32)>> for Sketch {
         let usable = points.iter().all(|p| p.0.is_finite() && p.1 > 0);
         match heapless::Vec::from_slice(&points) {
             Ok(points) if usable && points.is_sorted_by_key(|p| p.0) => Ok(Self { points }),
-            _ => Err(HeadError::Damaged("the sketch of validation distances")),
+            _ => Err(HeadError::Damaged("the sketch of distances")),
         }
     }
 }

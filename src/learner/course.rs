@@ -49,6 +49,8 @@ pub(super) struct Outcome {
     pub judged: Judgement,
     /// Of the task's images, with the adapters that stay.
     pub features: Features,
+    /// The same with those before the task, where what was trained stays.
+    pub features_before: Option<Features>,
     /// What a later task added to the cores.
     pub cores: Vec<TaskCore>,
     pub parameters_added: usize,
@@ -111,6 +113,7 @@ impl<'c> Course<'c> {
     }
 
     fn first(&self, taken: &mut Taken, mut room: Room<'_, 'c>) -> Result<Outcome, LearnError> {
+        let before = room.features.snapshot().map_err(FitError::from)?;
         let fitted = self.teach(taken, &mut room, Lesson::First)?;
         room.progress.finish();
         let kept = fitted.first_is_kept();
@@ -124,6 +127,7 @@ impl<'c> Course<'c> {
             self.refresh(&mut room.trainer, adapters, &room.features)?;
         }
         Ok(Outcome {
+            features_before: kept.then_some(before),
             kept,
             epochs: fitted.epochs,
             parameters_added: fitted.parameters_added,
@@ -175,6 +179,7 @@ impl<'c> Course<'c> {
                 head,
                 judged,
                 features,
+                features_before: Some(before),
                 cores: fitted.cores,
                 parameters_added: fitted.parameters_added,
                 epochs,
@@ -210,6 +215,7 @@ impl<'c> Course<'c> {
             head,
             judged,
             features,
+            features_before: None,
             cores: Vec::new(),
             parameters_added: 0,
             epochs: 0,

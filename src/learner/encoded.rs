@@ -12,8 +12,9 @@ use crate::data::PrefixCache;
 use crate::head::{Calibration, ClassId, Classifier, Shrinkage, Statistics};
 use crate::state::TaskRecord;
 use crate::train::features::Features;
-use crate::train::judge::{learn_on_shelf, novelties};
+use crate::train::judge::learn_on_shelf;
 use crate::train::lesson::FitSettings;
+use crate::train::novelty::{Seen, novelties};
 use crate::train::parameters::Guard;
 use crate::train::plan::{Budget, Plan};
 use crate::train::saved::Saved;
@@ -243,6 +244,7 @@ impl Learner {
             mut head,
             judged,
             features,
+            features_before,
             cores,
             parameters_added,
             epochs,
@@ -254,7 +256,22 @@ impl Learner {
         if let Some(temperature) = judged.temperature {
             calibration.add(temperature);
         }
-        let novelties = novelties(&encoded, &head, &features, settings.fit.shrinkage)?;
+        let seen = Seen {
+            known: &head,
+            features: &features,
+        };
+        let shrinkage = settings.fit.shrinkage;
+        let novelties = match &features_before {
+            None => novelties(&encoded, &own, seen, None, shrinkage)?,
+            Some(features) => {
+                let before = Seen {
+                    known: &taken.head,
+                    features,
+                };
+                novelties(&encoded, &own, before, Some(seen), shrinkage)?
+            }
+        };
+        drop(features_before);
         let task_id = known.next_task();
         learn_on_shelf(&mut head, &labels, &own, &features, task_id)?;
         head.tidy().map_err(FitError::from)?;

@@ -225,8 +225,8 @@ struct Best {
 
 impl<'a> Recogniser<'a> {
     /// Calls images that are far from every class unknown, so that of images of known classes a
-    /// share of `false_alarms` is, going by the held-back images of all tasks. With 0, or when no
-    /// images were held back, nothing is unknown.
+    /// share of `false_alarms` is, going by how each learned image looked to a head without it. With 0, or
+    /// when every class was learned from a single image, nothing is unknown.
     ///
     /// # Errors
     /// When the head cannot be fitted.

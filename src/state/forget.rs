@@ -3,8 +3,9 @@
 //! The head forgets exactly: its statistics become those of a head that never saw what went, up
 //! to rounding. Adapters are shared by all tasks and cannot be unlearned image by image. What one
 //! task added to the cores is taken out again as soon as no later task is left whose statistics
-//! were taken with it, and the novelty of its held-back images goes with the task; bases, prompts, the drift guard's Gram matrices and the temperature stay as
-//! long as anything is known, and start anew when nothing is.
+//! were taken with it, and the novelty of its images goes with the task; bases, prompts, the drift
+//! guard's Gram matrices and the temperature stay as long as anything is known, and start anew when
+//! nothing is.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

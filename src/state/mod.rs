@@ -60,7 +60,7 @@ pub struct TaskRecord {
     pub rank: usize,
     /// What the task added to the cores, one a site.
     pub cores: Vec<TaskCore>,
-    /// How unfamiliar its held-back images were to the head without them.
+    /// How unfamiliar each of its images was to a head without it.
     pub novelties: Novelties,
 }
 

@@ -1,11 +1,11 @@
 //! Heads over a task while it is learned, and how well they do.
 
 use super::features::Features;
+use super::novelty::by_class;
 use super::objective::cross_entropy;
 use super::trainer::{Encoded, FitError, Trainer};
 use crate::head::{
-    ClassId, Classifier, HeadError, Novelties, Retaking, Shrinkage, Statistics, Strangeness,
-    TaskId, Temperature, Workspace,
+    ClassId, Classifier, HeadError, Retaking, Shrinkage, Statistics, TaskId, Temperature, Workspace,
 };
 
 /// Images whose features are in memory while statistics learn them.
@@ -216,28 +216,6 @@ pub fn choose_pooling(
     })
 }
 
-/// Novelty of the held-back images to a head over everything known and the training images.
-///
-/// # Errors
-/// When the head cannot be fitted.
-pub fn novelties(
-    encoded: &Encoded<'_>,
-    known: &Statistics,
-    features: &Features,
-    shrinkage: Shrinkage,
-) -> Result<Novelties, FitError> {
-    if encoded.validation.is_empty() {
-        return Ok(Novelties::default());
-    }
-    Strangeness {
-        known,
-        training: &by_class(encoded.labels, encoded.training),
-        images: encoded.validation,
-        shrinkage,
-    }
-    .measure(|image, columns, out| Ok(features.read_part(image, columns, out)?))
-}
-
 /// Adds the features of `images` to `statistics` as the new `task`, in the memory of one part.
 ///
 /// # Errors
@@ -253,13 +231,6 @@ pub fn learn_on_shelf(
     statistics.learn_on_shelf(task, &images, |image, columns, out| {
         Ok(features.read_part(image, columns, out)?)
     })
-}
-
-/// Images with their classes, class by class, in the order given within each.
-fn by_class(labels: &[ClassId], images: &[usize]) -> Vec<(ClassId, usize)> {
-    let mut sorted: Vec<_> = images.iter().map(|&image| (labels[image], image)).collect();
-    sorted.sort_by_key(|&(class, _)| class);
-    sorted
 }
 
 /// Scores of held-out images and the indices of their classes among the head's, in memory that is

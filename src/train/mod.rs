@@ -9,6 +9,7 @@ pub mod fit;
 pub mod frozen;
 pub mod judge;
 pub mod lesson;
+pub mod novelty;
 pub mod objective;
 pub mod parameters;
 pub mod plan;

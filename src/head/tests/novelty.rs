@@ -53,16 +53,26 @@ proptest! {
             without[i] + spread.sum::<f64>() / count
         }).collect();
         let from_center: Vec<f64> = x.iter().zip(&new_center).map(|(x, c)| x - c).collect();
-        let nearest = form(&deviation, &invert(without, dim), &deviation);
+        let inverse = invert(without, dim);
+        let nearest = form(&deviation, &inverse, &deviation);
         let truth = [nearest, nearest - form(&from_center, &invert(total, dim), &from_center)];
 
         let to_mean: Vec<f32> = means[k].iter().map(|&m| m as f32).collect();
         let products: Vec<f64> = (0..classes as usize).map(|j| classifier.projection(j, 0, &to_mean)).collect();
         let out = LeftOut { group: k, products: &products, share: 1.0 / n, weight };
         let delta: Vec<f32> = deviation.iter().map(|&d| d as f32).collect();
-        let ours = novelty.left_out(&classifier, 0, &delta, &out);
-        for (ours, truth) in ours.iter().zip(truth) {
+        let mut scores = vec![0.0; classes as usize];
+        let place = novelty.left_out(&classifier, 0, &delta, &out, &mut scores);
+        for (ours, truth) in place.distances().iter().zip(truth) {
             let gap = (ours - truth).abs() / nearest.max(1.0);
+            prop_assert!(gap < 2e-3, "{ours} instead of {truth}");
+        }
+        // By the scores it is as far from every other mean, too.
+        for (mean, &score) in new_means.iter().zip(&scores) {
+            let away: Vec<f64> = x.iter().zip(mean).map(|(x, m)| x - m).collect();
+            let truth = form(&away, &inverse, &away);
+            let ours = place.squares[0] - 2.0 * f64::from(score);
+            let gap = (ours - truth).abs() / truth.max(nearest).max(1.0);
             prop_assert!(gap < 2e-3, "{ours} instead of {truth}");
         }
     }

@@ -28,7 +28,7 @@ impl Demand {
         list.floats(name, &[self.classes, self.classes], 1);
         list.floats("head: features of images", &[3, width], 1);
         let name = "lists and scores of images";
-        list.floats(name, &[self.images, 12 + self.classes], 1);
+        list.floats(name, &[self.images, 20 + self.classes], 1);
 
         if !self.later {
             return list.1;
