@@ -401,7 +401,8 @@ fn freedom(classifier: &Classifier, sources: &[&Statistics]) -> f64 {
 }
 
 /// What squared distances from [`left_out`] are to be multiplied with: the covariance is the scatter over its
-/// degrees of freedom, and the image takes one of these along.
+/// degrees of freedom, and the image takes one of these along. With one degree
+/// of freedom nothing would be left to measure with, so at least half stays.
 pub(super) fn put_right(classifier: &Classifier, sources: &[&Statistics]) -> f64 {
     let freedom = freedom(classifier, sources);
     (1.0 - 1.0 / freedom).max(0.5)
