@@ -2,15 +2,12 @@
 //! broadcast per row of the tile.
 
 use super::blocking::Tile;
-use super::vector::{Vector, begin, finish};
+use super::vector::{CACHE_LINE, Vector, begin, finish};
 use std::arch::asm;
 
 /// How many rows of B ahead of the products a packing tile asks for: enough to cover a trip to
 /// the last-level cache at about ten cycles a row.
 const ROWS_AHEAD: usize = 16;
-
-/// Floats in a cache line.
-const CACHE_LINE: usize = 16;
 
 /// One tile of C: `ROWS` rows (at most 14) by `VECTORS` vectors, the last of them possibly short.
 ///

@@ -31,6 +31,9 @@ pub(super) trait Vector: Copy {
     unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, width: usize);
 }
 
+/// Floats in a cache line.
+pub(super) const CACHE_LINE: usize = 16;
+
 /// Copies the transpose of `cols` rows of `depth` floats, `stride` apart, to `depth` rows of
 /// `width` floats, zero past `cols`. `width` is a number of whole vectors, enough for `cols`.
 ///
@@ -53,6 +56,13 @@ pub(super) unsafe fn pack_transposed<V: Vector>(
             unsafe {
                 let from = from.wrapping_add(j * stride + p);
                 let to = to.add(p * width + j);
+                // These rows are read in short pieces, which a processor does not foresee: the next ones are asked
+                // for, a line each.
+                if p.is_multiple_of(CACHE_LINE) {
+                    for row in V::LANES..2 * V::LANES {
+                        V::prefetch(from.wrapping_add(row * stride));
+                    }
+                }
                 if valid == V::LANES && deep == V::LANES {
                     V::transpose(from, stride, to, width);
                 } else {
