@@ -52,7 +52,8 @@ pub(super) unsafe fn pack_transposed<V: Vector>(
         let valid = cols.saturating_sub(j).min(V::LANES);
         for p in (0..depth).step_by(V::LANES) {
             let deep = (depth - p).min(V::LANES);
-            // SAFETY: a whole block is moved only where whole, an edge element by element.
+            // SAFETY: a whole block is moved only where whole, an edge element by element; prefetches may
+            // go anywhere.
             unsafe {
                 let from = from.wrapping_add(j * stride + p);
                 let to = to.add(p * width + j);
