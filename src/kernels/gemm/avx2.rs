@@ -12,6 +12,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     vectors: VECTORS,
     depth: 384,
     streamed_depth: 48,
+    panel_depth: 384,
     block_rows: 192,
     tile: |rows, vectors, pack| TILES[usize::from(pack)][vectors - 1][rows - 1],
     pack_transposed: pack,

@@ -15,6 +15,7 @@ pub(super) const VECTORS_ONLY: Kernel = Kernel {
     vectors: VECTORS,
     depth: 512,
     streamed_depth: 48,
+    panel_depth: 512,
     block_rows: 512,
     tile: |rows, vectors, pack| TILES[usize::from(pack)][vectors - 1][rows - 1],
     pack_transposed: pack,

@@ -3,7 +3,7 @@
 use super::Kernel;
 use super::right::{Order, Right};
 use crate::kernels::matmul::{MatMut, MatRef};
-use crate::kernels::panels::{Panels, PanelsT};
+use crate::kernels::panels::{Panels, PanelsT, WIDTH};
 use crate::kernels::threads;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -29,18 +29,11 @@ pub(super) struct Tile {
     pub b_row: usize,
     pub cols: usize,
     pub packed: *mut f32,
-    /// Any address: what to fetch while the tile is computed, and floats to go on by every four
-    /// steps.
-    #[cfg_attr(
-        target_arch = "aarch64",
-        expect(dead_code, reason = "NEON fetches B itself")
-    )]
+    /// Any address: what to fetch while the tile is computed, two cache lines every four steps, and floats
+    /// to go on by after these and, besides, after every [`WIDTH`] steps.
     pub ahead: *const f32,
-    #[cfg_attr(
-        target_arch = "aarch64",
-        expect(dead_code, reason = "NEON fetches B itself")
-    )]
     pub ahead_step: usize,
+    pub ahead_jump: usize,
     /// What `beta` is multiplied with where `alpha` is 1: C itself, or a row for all its rows.
     pub from: *const f32,
     pub from_row: usize,
@@ -58,8 +51,11 @@ pub(super) type PackFn = unsafe fn(*const f32, usize, usize, usize, *mut f32, us
 /// Floats in the packed panel: 512 rows of two AVX-512 vectors.
 const PANEL: usize = 512 * 32;
 
-/// Tiles that ask for the next columns between them, a fourth of the rows each.
+/// Tiles that ask for the next panel between them, a fourth of its rows each.
 const TILES_AHEAD: usize = 4;
+
+/// Columns that a tile asks for in [`WIDTH`] steps, one every four.
+const COLUMNS_AHEAD: usize = WIDTH / 4;
 
 /// Fewest floats of B taken to come from memory rather than a cache, and most rows of A that do
 /// not hide its latency.
@@ -238,6 +234,9 @@ impl Kernel {
             assert_eq!(bias.len(), cols, "matrix shapes do not agree");
             (job.from, job.from_row) = (bias.as_ptr(), 0);
         }
+        if let Order::Panels(_) = right.order {
+            job.depth = self.panel_depth;
+        }
         job.accuracy = accuracy;
         job.serial = self.frozen.unwrap_or(job.serial);
         job.run(cols);
@@ -325,11 +324,10 @@ impl Job<'_> {
     /// # Safety
     /// The elements of A, of these columns of B and of C are in bounds; nothing else accesses C's.
     unsafe fn columns(&self, columns: Range<usize>, threads: usize) {
-        let widest = self.kernel.lanes * self.kernel.vectors;
-        let panels = columns.len().div_ceil(widest);
+        let panels = columns.len().div_ceil(WIDTH);
         if threads > 1 && panels > 1 {
             let left = threads / 2;
-            let middle = columns.start + panels * left / threads * widest;
+            let middle = columns.start + panels * left / threads * WIDTH;
             // SAFETY: as for this call; the two sides have no column in common.
             threads::join(
                 || unsafe { self.columns(columns.start..middle, left) },
@@ -414,6 +412,62 @@ impl Block<'_> {
     /// # Safety
     /// The block's elements are in bounds, C's exclusive, and those of `packed` writable.
     unsafe fn multiply(&self, packed: *mut f32) {
+        // SAFETY: the contract is the same.
+        unsafe {
+            match self.b.order {
+                Order::Panels(_) => self.multiply_panels(),
+                _ => self.multiply_packed(packed),
+            }
+        }
+    }
+
+    /// B in panels is read where it lies: all tiles of a panel's columns, while the panel is in a near
+    /// cache, and then those of the next one, which the first [`TILES_AHEAD`] ask for.
+    ///
+    /// # Safety
+    /// The block's elements are in bounds and C's exclusive; its columns start with a panel.
+    unsafe fn multiply_panels(&self) {
+        let kernel = self.kernel;
+        let widest = kernel.lanes * kernel.vectors;
+        let share = self.depth / 4 * WIDTH;
+        for start in self.columns.clone().step_by(WIDTH) {
+            let end = (start + WIDTH).min(self.columns.end);
+            let next = self.next(end);
+            let mut tiles = 0;
+            for (row, rows) in parts(self.rows, kernel.rows) {
+                for col in (start..end).step_by(widest) {
+                    let cols = (end - col).min(widest);
+                    // SAFETY: the tile lies inside the block, and panels are padded.
+                    unsafe {
+                        let tile = Tile {
+                            b: self.b.at(self.first, col),
+                            b_row: WIDTH,
+                            ahead: next.wrapping_add(tiles.min(TILES_AHEAD) * share),
+                            ahead_step: if tiles < TILES_AHEAD { WIDTH } else { 0 },
+                            ..self.tile(row, col, cols)
+                        };
+                        (kernel.tile)(rows, cols.div_ceil(kernel.lanes), false)(&tile);
+                    }
+                    tiles += 1;
+                }
+            }
+        }
+    }
+
+    /// Where the columns from `col` on begin, or the next block where there are none.
+    fn next(&self, col: usize) -> *const f32 {
+        self.b.data.wrapping_add(if col < self.columns.end {
+            self.b.offset(self.first, col)
+        } else {
+            self.b.offset(self.first + self.depth, self.columns.start)
+        })
+    }
+
+    /// B in any other order is packed, a tile's columns at a time, where more than one tile reads it.
+    ///
+    /// # Safety
+    /// As [`Block::multiply`].
+    unsafe fn multiply_packed(&self, packed: *mut f32) {
         let kernel = self.kernel;
         let widest = kernel.lanes * kernel.vectors;
         for col in self.columns.clone().step_by(widest) {
@@ -434,17 +488,19 @@ impl Block<'_> {
             }
             // Rows that follow each other already, or that one tile reads once, are read where they
             // lie unless the last vector is short.
-            let in_place = stride.is_some_and(|stride| stride == width || self.rows <= kernel.rows)
-                && (cols == width || self.b.is_padded());
-            // Panels that come from memory are asked for while those before are computed: the first
-            // tiles, two cache lines every four steps, cover the next columns between them.
-            let (ahead, ahead_step) = match self.b.order {
-                Order::Panels(_) if in_place => (self.b.offset(self.first, col + widest), width),
-                _ => (self.b.offset(self.first, col), 0),
-            };
-            let ahead = self.b.data.wrapping_add(ahead);
+            let in_place = cols == width
+                && stride.is_some_and(|stride| stride == width || self.rows <= kernel.rows);
+            let next = self.next(col + widest);
             for (i, (row, rows)) in parts(self.rows, kernel.rows).enumerate() {
                 let pack = i == 0 && !in_place && stride.is_some();
+                // Pieces of a transposed panel lie far apart: the first tiles ask for the next ones, a column
+                // of the panel every four steps.
+                let (ahead_step, ahead_jump) = match self.b.order {
+                    Order::PanelsTransposed(stride) if i * COLUMNS_AHEAD < widest => {
+                        (WIDTH, stride.wrapping_sub(COLUMNS_AHEAD * WIDTH))
+                    }
+                    _ => (0, 0),
+                };
                 let (b, b_row) = match stride {
                     Some(stride) if pack || in_place => (b, stride),
                     _ => (packed.cast_const(), width),
@@ -453,26 +509,45 @@ impl Block<'_> {
                 // pack or by the first tile of this column unless this tile does so.
                 unsafe {
                     let tile = Tile {
-                        depth: self.depth,
-                        a: self.a.add(row * self.a_row),
-                        a_row: self.a_row,
-                        a_col: self.a_col,
                         b,
                         b_row,
-                        cols,
                         packed,
-                        ahead: ahead
-                            .wrapping_add(i.min(TILES_AHEAD) * (self.depth / 4) * ahead_step),
-                        ahead_step: if i < TILES_AHEAD { ahead_step } else { 0 },
-                        from: self.from.add(row * self.from_row + col),
-                        from_row: self.from_row,
-                        c: self.c.add(row * self.c_row + col),
-                        c_row: self.c_row,
-                        alpha: self.alpha,
-                        beta: self.beta,
+                        ahead: next.wrapping_add(i * COLUMNS_AHEAD * WIDTH),
+                        ahead_step,
+                        ahead_jump,
+                        ..self.tile(row, col, cols)
                     };
                     (kernel.tile)(rows, vectors, pack)(&tile);
                 }
+            }
+        }
+    }
+
+    /// The tile at a row and column of the block, but for where its B lies.
+    ///
+    /// # Safety
+    /// They are in bounds.
+    unsafe fn tile(&self, row: usize, col: usize, cols: usize) -> Tile {
+        // SAFETY: in bounds by the contract.
+        unsafe {
+            Tile {
+                depth: self.depth,
+                a: self.a.add(row * self.a_row),
+                a_row: self.a_row,
+                a_col: self.a_col,
+                b: self.b.data,
+                b_row: 0,
+                cols,
+                packed: std::ptr::null_mut(),
+                ahead: self.b.data,
+                ahead_step: 0,
+                ahead_jump: 0,
+                from: self.from.add(row * self.from_row + col),
+                from_row: self.from_row,
+                c: self.c.add(row * self.c_row + col),
+                c_row: self.c_row,
+                alpha: self.alpha,
+                beta: self.beta,
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use super::blocking::Tile;
 use super::vector::{CACHE_LINE, Vector, begin, finish};
+use crate::kernels::panels::WIDTH;
 use std::arch::asm;
 
 /// How many rows of B ahead of the products a packing tile asks for: enough to cover a trip to
@@ -77,17 +78,23 @@ pub(super) unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize, co
         }
         let fours = if t.a_col == 1 { t.depth / 4 } else { 0 };
         let mut ahead = t.ahead;
-        for _ in 0..fours {
-            if !PACK {
-                V::prefetch(ahead);
-                V::prefetch(ahead.wrapping_add(CACHE_LINE));
-                ahead = ahead.wrapping_add(t.ahead_step);
+        let mut left = fours;
+        while left > 0 {
+            let now = left.min(WIDTH / 4);
+            for _ in 0..now {
+                if !PACK {
+                    V::prefetch(ahead);
+                    V::prefetch(ahead.wrapping_add(CACHE_LINE));
+                    ahead = ahead.wrapping_add(t.ahead_step);
+                }
+                step!(0);
+                step!(1);
+                step!(2);
+                step!(3);
+                advance!(4, 0: a0, 3: a3, 6: a6, 9: a9, 12: a12);
             }
-            step!(0);
-            step!(1);
-            step!(2);
-            step!(3);
-            advance!(4, 0: a0, 3: a3, 6: a6, 9: a9, 12: a12);
+            ahead = ahead.wrapping_add(t.ahead_jump);
+            left -= now;
         }
         for _ in 4 * fours..t.depth {
             step!(0);

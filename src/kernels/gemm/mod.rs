@@ -3,10 +3,11 @@
 //!
 //! The loops are those of Goto and van de Geijn, "Anatomy of High-Performance Matrix
 //! Multiplication" (2008), with what frozen weights and short products allow left out. A is read in
-//! place: a tile touches a dozen rows, each a stream of its own. Only one panel of B is ever
-//! copied, [`scratch_bytes`] on the caller's stack: the first tile of a column of tiles stores the
-//! vectors of B it loads anyway, and the others read that copy. A transposed B is packed before the
-//! first tile. Nothing is allocated on the heap.
+//! place: a tile touches a dozen rows, each a stream of its own. A frozen B lies in panels and is read
+//! in place, too, each panel asked for while the one before is multiplied. Of any other B one panel is
+//! copied at a time, [`scratch_bytes`] on the caller's stack: the first tile of a column of tiles
+//! stores the vectors of B it loads anyway, and the others read that copy. A transposed B is packed
+//! before the first tile. Nothing is allocated on the heap.
 //!
 //! Frozen matrices go through the tile unit where there is one (`amx.rs`).
 //!
@@ -52,6 +53,8 @@ pub struct Kernel {
     /// The same where a few rows of A meet a B that comes from memory: so few rows of B that the
     /// hardware recognises each as a stream and fetches ahead.
     streamed_depth: usize,
+    /// The same where B lies in panels: so many rows of one stay in a near cache.
+    panel_depth: usize,
     /// Most rows of A that stay in the second-level cache while B passes by.
     block_rows: usize,
     tile: fn(rows: usize, vectors: usize, pack: bool) -> TileFn,

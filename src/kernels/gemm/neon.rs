@@ -3,7 +3,8 @@
 
 use super::Kernel;
 use super::blocking::{Tile, TileFn};
-use super::vector::{Vector, begin, finish, pack_transposed};
+use super::vector::{CACHE_LINE, Vector, begin, finish, pack_transposed};
+use crate::kernels::panels::WIDTH;
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -14,6 +15,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     vectors: VECTORS,
     depth: 384,
     streamed_depth: 384,
+    panel_depth: 128,
     block_rows: 128,
     tile: |rows, vectors, pack| TILES[usize::from(pack)][vectors - 1][rows - 1],
     pack_transposed: pack,
@@ -100,20 +102,31 @@ unsafe fn tile<const ROWS: usize, const VECTORS: usize, const PACK: bool>(t: &Ti
             };
         }
         let fours = if t.a_col == 1 { t.depth / 4 } else { 0 };
-        for _ in 0..fours {
-            let mut strips = [zero; ROWS];
-            for r in 0..ROWS {
-                strips[r] = vld1q_f32(a.wrapping_add(r * t.a_row));
+        let (mut ahead, mut left) = (t.ahead, fours);
+        while left > 0 {
+            let now = left.min(WIDTH / 4);
+            for _ in 0..now {
+                if !PACK {
+                    float32x4_t::prefetch(ahead);
+                    float32x4_t::prefetch(ahead.wrapping_add(CACHE_LINE));
+                    ahead = ahead.wrapping_add(t.ahead_step);
+                }
+                let mut strips = [zero; ROWS];
+                for r in 0..ROWS {
+                    strips[r] = vld1q_f32(a.wrapping_add(r * t.a_row));
+                }
+                let row = row_of_b!();
+                products!(strips, row, 0);
+                let row = row_of_b!();
+                products!(strips, row, 1);
+                let row = row_of_b!();
+                products!(strips, row, 2);
+                let row = row_of_b!();
+                products!(strips, row, 3);
+                a = a.wrapping_add(4);
             }
-            let row = row_of_b!();
-            products!(strips, row, 0);
-            let row = row_of_b!();
-            products!(strips, row, 1);
-            let row = row_of_b!();
-            products!(strips, row, 2);
-            let row = row_of_b!();
-            products!(strips, row, 3);
-            a = a.wrapping_add(4);
+            ahead = ahead.wrapping_add(t.ahead_jump);
+            left -= now;
         }
         for _ in 4 * fours..t.depth {
             let row = row_of_b!();

@@ -50,11 +50,6 @@ impl Right {
         }
     }
 
-    /// Whether a tile that is wider than its columns may be read to its end.
-    pub fn is_padded(&self) -> bool {
-        matches!(self.order, Order::Panels(_))
-    }
-
     /// Packs rows `start..start + depth` of columns `col..col + cols`, see [`PackFn`].
     ///
     /// # Safety

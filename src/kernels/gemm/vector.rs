@@ -52,18 +52,10 @@ pub(super) unsafe fn pack_transposed<V: Vector>(
         let valid = cols.saturating_sub(j).min(V::LANES);
         for p in (0..depth).step_by(V::LANES) {
             let deep = (depth - p).min(V::LANES);
-            // SAFETY: a whole block is moved only where whole, an edge element by element; prefetches may
-            // go anywhere.
+            // SAFETY: a whole block is moved only where whole, an edge element by element.
             unsafe {
                 let from = from.wrapping_add(j * stride + p);
                 let to = to.add(p * width + j);
-                // These rows are read in short pieces, which a processor does not foresee: the next ones are asked
-                // for, a line each.
-                if p.is_multiple_of(CACHE_LINE) {
-                    for row in V::LANES..2 * V::LANES {
-                        V::prefetch(from.wrapping_add(row * stride));
-                    }
-                }
                 if valid == V::LANES && deep == V::LANES {
                     V::transpose(from, stride, to, width);
                 } else {
