@@ -4,13 +4,16 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use fledge::kernels::attention::{AttentionShape, attention_backward, attention_forward};
 use fledge::kernels::gelu::{gelu_backward, gelu_forward};
-use fledge::kernels::matmul::{MatMut, MatRef, matmul};
+use fledge::kernels::gemm::Accuracy;
+use fledge::kernels::linear::{product, product_backward};
 use fledge::kernels::norm::layer_norm_forward;
+use fledge::kernels::panels::Panels;
 
 const DIM: usize = 384;
 const HIDDEN: usize = 1536;
-/// Tokens at 112 pixels, the same with 8 prompts, and tokens at 224 pixels.
-const TOKENS: [usize; 3] = [65, 73, 257];
+/// Tokens at 112 pixels with half of the patches left out and with all, the same with 8 prompts, and
+/// tokens at 224 pixels.
+const TOKENS: [usize; 4] = [33, 65, 73, 257];
 
 fn main() {
     divan::main();
@@ -30,8 +33,8 @@ fn product_with_weights(bencher: Bencher<'_, '_>, tokens: usize) {
     bencher
         .counter(ItemsCount::new(2 * tokens * DIM * HIDDEN))
         .bench_local(|| {
-            let (x, w) = (MatRef::new(&x, tokens, DIM), MatRef::new(&w, DIM, HIDDEN));
-            matmul(1.0, x, w, 0.0, MatMut::new(&mut y, tokens, HIDDEN));
+            let w = Panels::new(&w, DIM, HIDDEN);
+            product(Accuracy::Full, &x, w, 0.0, &mut y);
         });
 }
 
@@ -42,11 +45,8 @@ fn product_with_transposed_weights(bencher: Bencher<'_, '_>, tokens: usize) {
     bencher
         .counter(ItemsCount::new(2 * tokens * DIM * HIDDEN))
         .bench_local(|| {
-            let (d, w) = (
-                MatRef::new(&d, tokens, HIDDEN),
-                MatRef::new(&w, DIM, HIDDEN),
-            );
-            matmul(1.0, d, w.t(), 0.0, MatMut::new(&mut y, tokens, DIM));
+            let w = Panels::new(&w, DIM, HIDDEN);
+            product_backward(Accuracy::Training, &d, w.t(), 0.0, &mut y);
         });
 }
 

@@ -2,11 +2,15 @@
 //! thread, in one run: `cargo bench --bench matmul`.
 //!
 //! The contenders take turns, each on weights that other calls have pushed out of the nearer
-//! caches, and the best time of each counts. Peak is what a loop of multiply-adds on registers
-//! reaches at the same moments, so on a busy machine all columns sink together.
+//! caches, and the best time of each counts; fledge has its weights in panels, as a model has, the
+//! others row by row. Peak is what a loop of multiply-adds on registers reaches at the same moments,
+//! so on a busy machine all columns sink together.
 
-use fledge::kernels::gemm::Kernel;
-use fledge::kernels::matmul::{MatMut, MatRef, matmul, matmul_portable};
+use fledge::kernels::gemm::{Accuracy, Kernel};
+use fledge::kernels::matmul::{
+    MatMut, MatRef, matmul, matmul_panels, matmul_panels_t, matmul_portable,
+};
+use fledge::kernels::panels::Panels;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -17,31 +21,34 @@ struct Shape {
     k: usize,
     n: usize,
     transposed: [bool; 2],
+    /// Whether B is a weight matrix of the model.
+    frozen: bool,
 }
 
 /// The products of one image or batch of `m` tokens.
 fn shapes(m: usize) -> Vec<Shape> {
-    let shape = |what, m, k, n, transposed| Shape {
+    let shape = |what, m, k, n, transposed, frozen| Shape {
         what,
         m,
         k,
         n,
         transposed,
+        frozen,
     };
-    let plain = [false, false];
-    let weights = [false, true];
+    let weights = |what, k, n| shape(what, m, k, n, [false, false], true);
+    let transposed = |what, k, n| shape(what, m, k, n, [false, true], true);
     vec![
-        shape("x Wqkv", m, 384, 1152, plain),
-        shape("x Wo", m, 384, 384, plain),
-        shape("x Wfc1", m, 384, 1536, plain),
-        shape("x Wfc2", m, 1536, 384, plain),
-        shape("dy Wqkv^T", m, 1152, 384, weights),
-        shape("dy Wo^T", m, 384, 384, weights),
-        shape("dy Wfc1^T", m, 1536, 384, weights),
-        shape("dy Wfc2^T", m, 384, 1536, weights),
-        shape("x A", m, 384, 16, plain),
-        shape("z B", m, 16, 384, plain),
-        shape("x^T dz", 384, m, 16, [true, false]),
+        weights("x Wqkv", 384, 1152),
+        weights("x Wo", 384, 384),
+        weights("x Wfc1", 384, 1536),
+        weights("x Wfc2", 1536, 384),
+        transposed("dy Wqkv^T", 1152, 384),
+        transposed("dy Wo^T", 384, 384),
+        transposed("dy Wfc1^T", 1536, 384),
+        transposed("dy Wfc2^T", 384, 1536),
+        shape("x A", m, 384, 16, [false, false], false),
+        shape("z B", m, 16, 384, [false, false], false),
+        shape("x^T dz", 384, m, 16, [true, false], false),
     ]
 }
 
@@ -54,6 +61,7 @@ fn attention(tokens: usize) -> [Shape; 2] {
             k: 64,
             n: tokens,
             transposed: [false, true],
+            frozen: false,
         },
         Shape {
             what: "p v",
@@ -61,6 +69,7 @@ fn attention(tokens: usize) -> [Shape; 2] {
             k: tokens,
             n: 64,
             transposed: [false, false],
+            frozen: false,
         },
     ]
 }
@@ -83,10 +92,10 @@ fn main() {
         "{:<10} {:>5} {:>5} {:>5} {:>7}  fledge      matrixmultiply  gemm",
         "", "m", "k", "n", "peak"
     );
-    for shape in [65, 73, 257, 520]
+    for shape in [33, 65, 257, 520]
         .into_iter()
         .flat_map(shapes)
-        .chain([65, 73, 257].into_iter().flat_map(attention))
+        .chain([33, 65, 257].into_iter().flat_map(attention))
     {
         race(shape);
     }
@@ -128,8 +137,21 @@ fn race(s: Shape) {
 type Contender = fn(Shape, &[f32], &[f32], &mut [f32]);
 const CONTENDERS: [Contender; 3] = [
     |s, a, b, c| {
-        let (a, b) = s.factors(a, b);
-        matmul(1.0, a, b, 0.0, MatMut::new(c, s.m, s.n));
+        let c = MatMut::new(c, s.m, s.n);
+        match (s.frozen, s.transposed[1]) {
+            (true, false) => {
+                let b = Panels::new(b, s.k, s.n);
+                matmul_panels(Accuracy::Full, MatRef::new(a, s.m, s.k), b, 0.0, c);
+            }
+            (true, true) => {
+                let b = Panels::new(b, s.n, s.k).t();
+                matmul_panels_t(Accuracy::Training, MatRef::new(a, s.m, s.k), b, 0.0, c);
+            }
+            (false, _) => {
+                let (a, b) = s.factors(a, b);
+                matmul(1.0, a, b, 0.0, c);
+            }
+        }
     },
     |s, a, b, c| {
         let (a, b) = s.factors(a, b);
@@ -188,23 +210,33 @@ fn gemm_crate(s: Shape, a: &[f32], b: &[f32], c: &mut [f32]) {
     }
 }
 
-/// GFLOP/s of multiply-adds that never leave the registers; without AVX-512, nothing to compare
-/// with.
+/// GFLOP/s of multiply-adds that never leave the registers; NaN where none were written for this
+/// machine.
 fn register_peak() -> f64 {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
-        // SAFETY: AVX-512F was detected.
-        return unsafe { avx512_peak() };
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: AVX-512F was detected.
+            return unsafe { avx512_peak() };
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: AVX2 and FMA were detected.
+            return unsafe { avx2_peak() };
+        }
     }
     f64::NAN
 }
+
+/// Sums that do not wait for each other, and multiply-adds to each.
+#[cfg(target_arch = "x86_64")]
+const CHAINS: usize = 12;
+#[cfg(target_arch = "x86_64")]
+const STEPS: usize = 2000;
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 fn avx512_peak() -> f64 {
     use std::arch::x86_64::*;
-    const CHAINS: usize = 14;
-    const STEPS: usize = 2000;
     let (by, plus) = (black_box(0.999), black_box(0.001));
     let (by, plus) = (_mm512_set1_ps(by), _mm512_set1_ps(plus));
     let mut chains = [plus; CHAINS];
@@ -217,4 +249,22 @@ fn avx512_peak() -> f64 {
     let seconds = start.elapsed().as_secs_f64();
     black_box(chains.map(|x| _mm512_reduce_add_ps(x)));
     (CHAINS * STEPS * 32) as f64 / seconds / 1e9
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn avx2_peak() -> f64 {
+    use std::arch::x86_64::*;
+    let (by, plus) = (black_box(0.999), black_box(0.001));
+    let (by, plus) = (_mm256_set1_ps(by), _mm256_set1_ps(plus));
+    let mut chains = [plus; CHAINS];
+    let start = Instant::now();
+    for _ in 0..STEPS {
+        for x in &mut chains {
+            *x = _mm256_fmadd_ps(*x, by, plus);
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    black_box(chains.map(|x| _mm256_cvtss_f32(x)));
+    (CHAINS * STEPS * 16) as f64 / seconds / 1e9
 }

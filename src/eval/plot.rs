@@ -36,6 +36,8 @@ struct Panel<'a> {
     title: &'a str,
     across: &'a str,
     up: &'a str,
+    /// Whether the upright axis begins at zero, and not near the least value.
+    from_zero: bool,
     lines: Vec<Line>,
 }
 
@@ -84,6 +86,7 @@ fn against_tasks(report: &EvalReport) -> Panel<'static> {
         title: "Accuracy over all classes seen",
         across: "tasks learned",
         up: "accuracy, %",
+        from_zero: false,
         lines: methods
             .map(|(style, (name, method))| Line {
                 name: name.clone(),
@@ -146,6 +149,7 @@ fn against_prompts(report: &EvalReport) -> Panel<'static> {
         title: "Accuracy after the last task",
         across: "prompt tokens",
         up: "accuracy, %",
+        from_zero: false,
         lines,
     }
 }
@@ -170,6 +174,7 @@ fn ranks(report: &EvalReport) -> Panel<'static> {
         title: "Rank of what a task added",
         across: "task",
         up: "rank",
+        from_zero: true,
         lines: methods
             .map(|(style, (name, method))| Line {
                 name: name.clone(),
@@ -186,7 +191,8 @@ type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64
 fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel<'_>) -> Result<(), PlotError> {
     let points = || panel.lines.iter().flat_map(|line| &line.points);
     let across = range(points().map(|p| p.0), 0.5);
-    let up = range(points().map(|p| p.1), 2.0);
+    let least = panel.from_zero.then_some(0.0);
+    let up = range(points().map(|p| p.1).chain(least), 2.0);
     let mut chart: Chart<'_, '_> = ChartBuilder::on(area)
         .caption(panel.title, ("sans-serif", TEXT + 4))
         .margin(14)
