@@ -10,7 +10,8 @@
 //! what is left. Training takes two parts of each factor, rounded to the nearest, and the three
 //! products that reach 2^-16, at a third of the rate. An infinity comes out as NaN.
 
-use super::blocking::{Accuracy, Job, parts};
+use super::block::parts;
+use super::product::{Accuracy, Job};
 use super::right::Order;
 use super::{Kernel, avx512};
 use crate::kernels::panels;

@@ -1,6 +1,6 @@
 //! AVX2 with FMA: tiles of 6 rows by 2 vectors of 8, twelve of the 16 registers.
 
-use super::blocking::{Tile, TileFn};
+use super::tile::{Tile, TileFn};
 use super::vector::{Vector, pack_transposed};
 use super::{Kernel, broadcast};
 use std::arch::x86_64::*;

@@ -1,7 +1,7 @@
 //! AVX-512: tiles of 14 rows by 2 vectors of 16, which leaves 4 of the 32 registers for a row of
 //! B and the broadcast elements of A.
 
-use super::blocking::{Tile, TileFn};
+use super::tile::{Tile, TileFn};
 use super::vector::{Vector, pack_transposed};
 use super::{Kernel, broadcast};
 use std::arch::x86_64::*;

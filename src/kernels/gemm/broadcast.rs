@@ -1,7 +1,7 @@
 //! The register tile shared by the x86-64 kernels: a row of B in vectors, times one element of A
 //! broadcast per row of the tile.
 
-use super::blocking::Tile;
+use super::tile::Tile;
 use super::vector::{CACHE_LINE, Vector, begin, finish};
 use crate::kernels::panels::WIDTH;
 use std::arch::asm;

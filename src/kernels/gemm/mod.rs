@@ -20,20 +20,23 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod blocking;
+mod block;
 #[cfg(target_arch = "x86_64")]
 mod broadcast;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod product;
 mod right;
 #[cfg(test)]
 mod tests;
+mod tile;
 mod vector;
 
-use blocking::{ColumnsFn, PackFn, TileFn};
+use product::ColumnsFn;
 use std::sync::OnceLock;
+use tile::{PackFn, TileFn};
 
-pub use blocking::{Accuracy, scratch_bytes};
+pub use product::{Accuracy, scratch_bytes};
 
 /// The register tiles of one instruction set and the cache blocks that suit it.
 ///

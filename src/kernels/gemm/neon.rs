@@ -2,7 +2,7 @@
 //! whose lanes multiply the rows of B: 16 loads to 64 products, in 26 of the 32 registers.
 
 use super::Kernel;
-use super::blocking::{Tile, TileFn};
+use super::tile::{Tile, TileFn};
 use super::vector::{CACHE_LINE, Vector, begin, finish, pack_transposed};
 use crate::kernels::panels::WIDTH;
 use std::arch::aarch64::*;

@@ -1,6 +1,6 @@
 //! The right side of a product in the orders it may come in.
 
-use super::blocking::PackFn;
+use super::tile::PackFn;
 use crate::kernels::panels;
 
 /// Where the elements of B lie.

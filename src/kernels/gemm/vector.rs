@@ -1,6 +1,6 @@
-//! What the blocking asks of an instruction set's vector register.
+//! What tiles ask of an instruction set's vector register.
 
-use super::blocking::Tile;
+use super::tile::Tile;
 
 /// A vector register of `f32` lanes.
 ///
