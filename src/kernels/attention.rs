@@ -356,6 +356,25 @@ mod tests {
         }
 
         #[test]
+        fn threads_do_not_change_the_output(
+            (tokens, tile) in (1usize..80).prop_flat_map(|n| (Just(n), 1..n + 1)),
+            heads in 1usize..4,
+            threads in 2usize..6,
+        ) {
+            let shape = AttentionShape { tokens, heads, head_dim: 5, tile };
+            let len = tokens * shape.dim();
+            let qkv: Vec<f32> = (0..3 * len).map(|i| (i as f32 * 0.7).sin()).collect();
+            let run = || {
+                let mut out = vec![f32::NAN; len];
+                let mut scratch = vec![f32::NAN; shape.forward_scratch()];
+                attention_forward(&shape, &qkv, &mut out, &mut scratch);
+                out
+            };
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            prop_assert_eq!(pool.install(run), run());
+        }
+
+        #[test]
         fn tiles_do_not_change_the_gradient((shape, qkv, d_out) in case()) {
             let run = |tile| {
                 let shape = AttentionShape { tile, ..shape };

@@ -392,6 +392,8 @@ impl<const PARTS: usize> Block<'_, PARTS> {
                     c_row = in(reg) 4 * panels::WIDTH,
                     row = in(reg) 64_usize,
                     step = const 2 * 2 * PARTS * TILE_LEN,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
                 )
             };

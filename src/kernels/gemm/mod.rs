@@ -1,5 +1,5 @@
-//! Single-threaded `f32` matrix products by hand-written register tiles, one file per instruction
-//! set, chosen once at run time.
+//! `f32` matrix products by hand-written register tiles, one file per instruction set, chosen once at
+//! run time. Threads of a pool take columns of large ones.
 //!
 //! The loops are those of Goto and van de Geijn, "Anatomy of High-Performance Matrix
 //! Multiplication" (2008), with what frozen weights and short products allow left out. A is read in

@@ -306,6 +306,41 @@ fn a_row_of_the_result_does_not_depend_on_the_rows_beside_it() {
 }
 
 #[test]
+fn threads_that_share_a_product_change_no_bit() {
+    // Enough to be shared, with a last panel that is not whole.
+    let (m, k, n) = (65, 400, 399);
+    let (a, b, bias) = (values(m * k, 1), values(k * n, 2), values(n, 3));
+    let (panels, panels_t) = (Panels::pack(&b, k, n), Panels::pack(&b, n, k));
+    let (panels, panels_t) = (Panels::new(&panels, k, n), Panels::new(&panels_t, n, k).t());
+    let (a, b, b_t) = (
+        MatRef::new(&a, m, k),
+        MatRef::new(&b, k, n),
+        MatRef::new(&b, n, k).t(),
+    );
+    for (kernel, accuracy) in kernels_in_both_ways() {
+        let all = || {
+            let mut c: [Vec<f32>; 5] = std::array::from_fn(|_| values(m * n, 4));
+            let [c0, c1, c2, c3, c4] = c.each_mut().map(|c| MatMut::new(c, m, n));
+            kernel.multiply(0.7, a, b, 0.3, c0);
+            kernel.multiply(1.0, a, b_t, 1.0, c1);
+            kernel.multiply_panels(accuracy, a, panels, 1.0, c2);
+            kernel.multiply_panels_t(accuracy, a, panels_t, 0.0, c3);
+            kernel.multiply_panels_biased(accuracy, a, panels, &bias, c4);
+            c
+        };
+        let alone = all();
+        for threads in [2, 3, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            assert!(
+                pool.unwrap().install(all) == alone,
+                "{}, {threads} threads",
+                kernel.name()
+            );
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "matrix shapes do not agree")]
 fn shapes_that_do_not_agree_are_refused() {
     let data = [0.0; 6];
