@@ -38,7 +38,6 @@ pub enum PrefixError {
 pub struct Prefix {
     geometry: Geometry,
     resolution: Pixels,
-    /// `[3 * patch * patch, D]`
     weights: Weights,
     /// `[1 + registers, D]`: the class token with its position, then the registers.
     leading: Vec<f32>,

@@ -19,7 +19,7 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::Geometry;
+use super::{Activation, Geometry};
 use crate::kernels::panels::Panels;
 pub(crate) use layout::weights_bytes;
 use layout::{BLOCK_TENSORS, EMBEDDING_TENSORS, Stored, layout};
@@ -372,9 +372,35 @@ fn little_endian(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
+/// What the hash of a model begins with. It is spelled out because states name their model by this hash: it
+/// must not change with a field's name or with what the compiler derives.
+fn description(g: &Geometry, p: &Preprocessing) -> String {
+    let activation = match g.activation {
+        Activation::Gelu => "Gelu",
+        Activation::GeluTanh => "GeluTanh",
+    };
+    format!(
+        "Geometry {{ dim: {}, depth: {}, heads: {}, hidden: {}, patch: {}, image: {}, registers: {}, \
+         position_grid: {}, norm_eps: {:?}, activation: {activation}, layer_scale: {} }}\
+         Preprocessing {{ mean: {:?}, std: {:?} }}",
+        g.dim,
+        g.depth,
+        g.heads,
+        g.hidden,
+        g.patch,
+        g.image,
+        g.registers,
+        g.position_grid,
+        g.norm_eps,
+        g.layer_scale,
+        p.mean,
+        p.std,
+    )
+}
+
 fn content_hash(g: &Geometry, p: &Preprocessing, tensors: &Tensors) -> ContentHash {
     let mut hasher = Sha256::new();
-    hasher.update(format!("{g:?}{p:?}"));
+    hasher.update(description(g, p));
     for tensor in &tensors.0 {
         hasher.update(little_endian(tensor));
     }

@@ -113,7 +113,6 @@ fn normalisation_eps(graph: &Graph, core: &str, stream: &str) -> Result<f32, Ref
     if normalised.len() != shape.iter().product::<usize>() {
         return Err(found("a change of shape"));
     }
-    let token = |k: usize| &normalised[k * width..(k + 1) * width];
     let candidates = known
         .keys()
         .filter_map(|value| graph.producer(value))
@@ -125,13 +124,14 @@ fn normalisation_eps(graph: &Graph, core: &str, stream: &str) -> Result<f32, Ref
     // The exponent of a Pow and the like are constants too: only an eps explains the probe.
     let mut best: Option<(f32, f32)> = None;
     for eps in candidates.filter(|&eps| (0.0..0.1).contains(&eps)) {
+        // An export of one patch has fewer tokens than spreads.
         let error = SPREADS
             .iter()
-            .enumerate()
-            .map(|(k, &spread)| {
+            .zip(normalised.chunks_exact(width))
+            .map(|(&spread, token)| {
                 let expected = spread / (spread * spread + eps).sqrt();
-                let up = (token(k)[0] - expected).abs();
-                let down = (token(k)[1] + expected).abs();
+                let up = (token[0] - expected).abs();
+                let down = (token[1] + expected).abs();
                 up.max(down) / expected
             })
             .fold(0.0, f32::max);

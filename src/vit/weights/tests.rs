@@ -70,7 +70,10 @@ fn a_cut_or_forged_file_is_refused() {
         std::fs::write(&path, &forged).unwrap();
         // Refused or still in bounds; never a panic.
         if let Ok(weights) = Weights::open(&path) {
-            let _ = weights.final_norm();
+            let _ = (weights.embedding(), weights.final_norm());
+            for block in 0..weights.geometry().depth {
+                let _ = weights.block(block);
+            }
         }
     }
 }
@@ -82,4 +85,17 @@ fn one_changed_weight_is_another_model() {
     changed.0[7][0] += 1.0;
     let hash = |tensors| content_hash(&g, &Preprocessing::HALF, tensors);
     assert_ne!(hash(&tensors(&g)), hash(&changed));
+}
+
+#[test]
+fn a_models_hash_is_what_it_was_when_states_were_written() {
+    let g = geometry();
+    assert_eq!(
+        content_hash(&g, &Preprocessing::IMAGENET, &tensors(&g)).to_string(),
+        "4feca1055a6b2e7961e084b28c46c6795d0e69bcf14f8157e3613bc46f52e622"
+    );
+    assert_eq!(
+        description(&g, &Preprocessing::IMAGENET),
+        format!("{g:?}{:?}", Preprocessing::IMAGENET)
+    );
 }
