@@ -254,10 +254,17 @@ fn learning_stays_within_its_budget_and_an_epoch_allocates_nothing() {
 #[test]
 fn a_state_is_read_learned_on_and_saved_within_the_budget() {
     let _alone = alone();
+    // What prompts mind is measured last, beside the head as it was and as it will be.
+    for prompts in [0, 8] {
+        state_within_budget(prompts);
+    }
+}
+
+fn state_within_budget(prompts: usize) {
     let folder = tempfile::tempdir().unwrap();
     let weights = small_vit(folder.path());
     let file = folder.path().join("a.fledge");
-    let mut learner = Learner::new(weights.clone(), "small", &setup(0), 1).unwrap();
+    let mut learner = Learner::new(weights.clone(), "small", &setup(prompts), 1).unwrap();
     let roomy = settings(8 << 20, None, 1);
     for (name, classes) in [("many", 9), ("more", 8)] {
         let task = draw(folder.path(), name, classes, 30);
@@ -277,7 +284,7 @@ fn a_state_is_read_learned_on_and_saved_within_the_budget() {
         let saved = state::write(&file, learner.knowledge(), revision).unwrap();
         (budget, saved.1)
     });
-    eprintln!("a state of {bytes} bytes, peak {peak} of {budget}");
+    eprintln!("{prompts} prompts, a state of {bytes} bytes, peak {peak} of {budget}");
     assert!(peak <= budget, "{peak} bytes live, {budget} allowed");
     // What went from file to file is whole.
     let (knowledge, read) = state::open(&file).unwrap();

@@ -26,7 +26,8 @@ pub struct Site {
     pub a: Vec<f32>,
     /// `[D, r]`; orthonormal columns once the first task is learned.
     pub b: Vec<f32>,
-    /// `[r, r]`: the sum over tasks.
+    /// `[r, r]`: what is left of it where bases learned on in a task, which take it up, and what tasks added
+    /// since.
     pub core: Vec<f32>,
     /// `[r, r]`: mean of `z z^T` with `z = A^T h` over every token of every task learned so far.
     pub gram: Vec<f32>,

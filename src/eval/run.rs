@@ -68,6 +68,14 @@ pub fn evaluate(
     progress: &dyn Progress,
     finished: &mut dyn FnMut(&EvalReport),
 ) -> Result<EvalReport, EvalError> {
+    // Before anything is computed: what cannot be run should be known at once.
+    for Variant {
+        setup, settings, ..
+    } in &settings.variants
+    {
+        setup.demand(learner.weights().geometry(), 0, 0, 1, 1)?;
+        settings.check(setup.rank)?;
+    }
     let mut report = EvalReport {
         protocol: settings.protocol.to_string(),
         data: settings.data.display().to_string(),

@@ -64,7 +64,8 @@ impl Learner {
     /// Learns a task that was encoded before.
     ///
     /// # Errors
-    /// When the cache cannot be read or the head cannot be fitted. Nothing is changed then.
+    /// When the settings do not fit the learner, the cache cannot be read or the head cannot be fitted.
+    /// Nothing is changed then.
     pub fn learn_encoded(
         &mut self,
         task: &EncodedTask<'_>,
@@ -142,6 +143,7 @@ impl Learner {
         research: &mut Research,
         progress: &dyn Progress,
     ) -> Result<LearnReport, LearnError> {
+        settings.check(self.knowledge.adapters.rank)?;
         self.knowledge.head.shelve().map_err(FitError::from)?;
         let mut counts: Vec<usize> = task.classes.iter().map(EncodedClass::images).collect();
         counts.extend(research.exemplars.iter().map(|_| 1));

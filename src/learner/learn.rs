@@ -48,6 +48,19 @@ impl Default for LearnSettings {
     }
 }
 
+impl LearnSettings {
+    /// # Errors
+    /// When bases of rank `limit` have no room for the rank that a task is to add.
+    pub(crate) fn check(&self, limit: usize) -> Result<(), SetupError> {
+        match self.rank {
+            Some(asked) if !(1..=limit).contains(&asked) => {
+                Err(SetupError::TaskRank { asked, limit })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What came of learning a task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LearnReport {
@@ -109,6 +122,7 @@ impl Learner {
         progress: &dyn Progress,
     ) -> Result<LearnReport, LearnError> {
         let start = Instant::now();
+        settings.check(self.knowledge.adapters.rank)?;
         let mut folder = TaskFolder::scan(folder)?;
         let mut skipped = std::mem::take(&mut folder.skipped);
         // Before the images are looked at: what does not fit should be known at once.

@@ -112,6 +112,19 @@ impl Setup {
         if let Some(&tap) = taps.iter().find(|tap| !(1..=depth).contains(tap)) {
             return Err(SetupError::Tap { tap, depth });
         }
+        if taps.last().is_none_or(|&last| last <= first_adapted) {
+            return Err(SetupError::NoAdaptedTap {
+                least: first_adapted + 1,
+                depth,
+            });
+        }
+        let patches = geometry.grid(self.resolution).pow(2);
+        if self.prompts > patches {
+            return Err(SetupError::Prompts {
+                asked: self.prompts,
+                patches,
+            });
+        }
         Ok(Demand {
             geometry: geometry.clone(),
             resolution: self.resolution,
@@ -145,6 +158,16 @@ pub enum SetupError {
     Rank { asked: usize, limit: usize },
     #[error("tap {tap} does not exist: the model has blocks 1 to {depth}")]
     Tap { tap: usize, depth: usize },
+    #[error(
+        "the head reads no adapted block: choose a tap from {least} to {depth}, or adapt more blocks"
+    )]
+    NoAdaptedTap { least: usize, depth: usize },
+    #[error(
+        "{asked} prompts are too many: an image has {patches} patches to start them from; choose up to {patches}, or a larger resolution"
+    )]
+    Prompts { asked: usize, patches: usize },
+    #[error("a task cannot add rank {asked} to bases of rank {limit}; choose 1 to {limit}")]
+    TaskRank { asked: usize, limit: usize },
     #[error(
         "this state was learned with the model {name} ({learned_with}), not with the one given ({given}): pass the model it was learned with, or start a new state file"
     )]
@@ -411,7 +434,11 @@ fn check_consistent(weights: &Weights, k: &Knowledge) -> Result<(), SetupError> 
     )?;
     let taps =
         k.taps.is_sorted_by(|a, b| a < b) && k.taps.iter().all(|t| (1..=g.depth).contains(t));
-    holds(taps && !k.taps.is_empty(), "its taps do not exist")?;
+    holds(taps, "its taps do not exist")?;
+    holds(
+        k.taps.last().is_some_and(|&last| last > k.first_adapted),
+        "its head reads no adapted block",
+    )?;
     let layout = Layout {
         parts: 2 * k.taps.len(),
         dim: d,
@@ -441,4 +468,64 @@ fn now() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vit::Activation;
+
+    #[test]
+    fn setups_that_cannot_learn_are_refused_with_what_to_choose() {
+        let geometry = Geometry {
+            dim: 12,
+            depth: 4,
+            heads: 3,
+            hidden: 24,
+            patch: 7,
+            image: 28,
+            registers: 0,
+            position_grid: 4,
+            norm_eps: 1e-6,
+            activation: Activation::Gelu,
+            layer_scale: false,
+        };
+        let fits = Setup {
+            resolution: 28,
+            adapt_blocks: AdaptBlocks::Last(2),
+            rank: 4,
+            prompts: 16,
+            taps: Some(vec![2, 3]),
+            seed: 0,
+        };
+        let refusal = |change: &dyn Fn(&mut Setup)| {
+            let mut setup = fits.clone();
+            change(&mut setup);
+            let demand = setup.demand(&geometry, 2, 10, 4, 1);
+            demand.err().map(|error| error.to_string())
+        };
+        assert_eq!(refusal(&|_| ()), None);
+        let refused = [
+            refusal(&|s| s.taps = Some(vec![1, 2])),
+            refusal(&|s| s.taps = Some(Vec::new())),
+            refusal(&|s| s.taps = Some(vec![5])),
+            refusal(&|s| s.prompts = 17),
+            refusal(&|s| s.prompts = usize::MAX),
+            refusal(&|s| s.rank = 13),
+            refusal(&|s| s.adapt_blocks = AdaptBlocks::Last(5)),
+        ];
+        let told = [
+            "from 3 to 4",
+            "from 3 to 4",
+            "blocks 1 to 4",
+            "up to 16",
+            "up to 16",
+            "1 to 12",
+            "1 to 4",
+        ];
+        for (refused, told) in refused.into_iter().zip(told) {
+            let refused = refused.unwrap_or_default();
+            assert!(refused.contains(told), "{told}: {refused}");
+        }
+    }
 }

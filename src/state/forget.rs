@@ -1,11 +1,10 @@
 //! Forgetting a class or a task.
 //!
 //! The head forgets exactly: its statistics become those of a head that never saw what went, up
-//! to rounding. Adapters are shared by all tasks and cannot be unlearned image by image. What one
-//! task added to the cores is taken out again as soon as no later task is left whose statistics
-//! were taken with it, and the novelty of its images goes with the task; bases, prompts, the drift
-//! guard's Gram matrices and the temperature stay as long as anything is known, and start anew when
-//! nothing is.
+//! to rounding. Adapters are shared by all tasks and cannot be unlearned image by image: the statistics
+//! of what stays rest on the features that they make. The record of what a task added goes with it, and
+//! so does the novelty of its images; cores, bases, prompts, the drift guard's Gram matrices and the
+//! temperature stay as long as anything is known, and start anew when nothing is.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

@@ -58,7 +58,8 @@ pub struct TaskRecord {
     pub adapted: bool,
     /// Rank of the task's M and N, 0 where the cores did not change.
     pub rank: usize,
-    /// What the task added to the cores, one a site.
+    /// What the task added to the cores, one a site, in the bases as they were then: a record of what was
+    /// learned, which nothing is computed from.
     pub cores: Vec<TaskCore>,
     /// How unfamiliar each of its images was to a head without it.
     pub novelties: Novelties,

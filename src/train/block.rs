@@ -256,8 +256,8 @@ pub fn backward(
 /// in z: what a change of that adapter's core is multiplied with.
 ///
 /// # Panics
-/// When a slice does not have the length the shape says, or scratch is shorter than
-/// [`forward_scratch_len`].
+/// When a slice does not have the length the shape says, or scratch is shorter than the output of norm1
+/// and its statistics, which is part of everything that [`forward`] and [`backward`] work in.
 pub fn adapter_input(
     shape: &BlockShape,
     weights: &BlockWeights<'_>,
@@ -267,8 +267,7 @@ pub fn adapter_input(
     scratch: &mut [f32],
 ) {
     let (rows, dim) = (shape.rows(), shape.dim);
-    let [normed, _, _, _, statistics] = carve(&forward_buffers(shape, false), scratch);
-    let (mean, rstd) = statistics.split_at_mut(rows);
+    let [normed, mean, rstd] = split(scratch, [rows * dim, rows, rows]);
     norm1(shape, weights, input, normed, mean, rstd);
     let mut rest = z;
     for adapter in adapters.iter().flatten() {

@@ -21,7 +21,7 @@ use super::target::{Hold, Target};
 use super::token_drop::TokenDrop;
 use super::trainer::{Encoded, FitError, Trainer};
 use crate::adapt::{Adapters, RankChoice, TaskCore};
-use crate::head::Statistics;
+use crate::head::{ClassId, Statistics};
 use crate::{Progress, Stage};
 
 /// How far below its first value the training temperature may fall.
@@ -386,9 +386,10 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
     }
 }
 
-/// An upper bound for the classes of a head over what is known and the task.
+/// An upper bound for the classes of a head over what is known and the task; those of stand-ins are known.
 fn classes_in_all(encoded: &Encoded<'_>, known: &Statistics) -> usize {
-    let mut classes = encoded.labels.to_vec();
+    let images = encoded.training.iter().chain(encoded.validation);
+    let mut classes: Vec<ClassId> = images.map(|&image| encoded.labels[image]).collect();
     classes.sort_unstable();
     classes.dedup();
     classes.len() + known.components().len()

@@ -57,8 +57,8 @@ pub(super) fn mlp_parts(shape: &BlockShape, rows: usize, columns: usize, kept: b
     [x1, shape.dim, hidden, columns].map(|width| rows * width)
 }
 
-/// The scratch of [`forward`](super::forward) and [`adapter_input`](super::adapter_input), in the
-/// order it lies there; less of it where the insides are [kept](super::Kept).
+/// The scratch of [`forward`](super::forward), in the order it lies there; less of it where the insides
+/// are [kept](super::Kept).
 pub fn forward_buffers(shape: &BlockShape, kept: bool) -> [Buffer; 5] {
     let (rows, tile) = (shape.rows(), shape.mlp_row_tile());
     let mlp = tile * (shape.dim + shape.mlp_column_tile());
@@ -73,15 +73,13 @@ pub fn forward_buffers(shape: &BlockShape, kept: bool) -> [Buffer; 5] {
     ]
 }
 
-/// Floats of scratch that every function here can run with, where insides are kept or are not.
+/// Floats of scratch that every function here can run with, where insides are kept or are not: what the
+/// backward pass takes is enough for the forward one.
 pub fn scratch_len(shape: &BlockShape, kept: bool) -> usize {
-    let both: usize = buffers(shape, kept).iter().map(Buffer::len).sum();
-    let forward = forward_buffers(shape, kept);
-    both.max(forward.iter().map(Buffer::len).sum())
+    buffers(shape, kept).iter().map(Buffer::len).sum()
 }
 
-/// Floats of scratch for [`forward`](super::forward) and [`adapter_input`](super::adapter_input) alone,
-/// where nothing is trained.
+/// Floats of scratch for [`forward`](super::forward) alone, where nothing is trained.
 pub fn forward_scratch_len(shape: &BlockShape) -> usize {
     forward_buffers(shape, false).iter().map(Buffer::len).sum()
 }

@@ -50,14 +50,16 @@ impl Demand {
 
     /// The head as it will be; as it was, it is there until all is done.
     fn new_head(&self, list: &mut List) {
-        let added = self.task_classes * (4 * self.width() + COMPONENT_BYTES);
         let shape = format!(
             "{} bytes and [{}, {}] f32",
             self.known_head,
             self.task_classes,
             self.width()
         );
-        let bytes = self.known_head + added;
-        list.add("class means as they will be", shape, bytes);
+        list.add("class means as they will be", shape, self.new_head_bytes());
+    }
+
+    pub(super) fn new_head_bytes(&self) -> usize {
+        self.known_head + self.task_classes * (4 * self.width() + COMPONENT_BYTES)
     }
 }

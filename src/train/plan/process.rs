@@ -16,10 +16,8 @@ const SLACK_BYTES: usize = 3 << 20;
 pub(super) fn blocks_in_turns(demand: &Demand, workers: usize, bytes: usize) -> Option<usize> {
     let (weights, block) = weights_bytes(&demand.geometry);
     let (most, blocks) = (weights + weights / 4, demand.blocks());
-    let whole = bytes + PROGRAM_BYTES + blocks * block;
-    if workers > 1 {
-        // Each of them is at another block, so all blocks are in use.
-        return (whole <= most).then_some(0);
-    }
-    (0..=blocks / 4).find(|turns| whole + SLACK_BYTES <= most + turns * block)
+    let whole = bytes + PROGRAM_BYTES + SLACK_BYTES + blocks * block;
+    // Several workers are at a block each, so all blocks are in use.
+    let in_turns = if workers > 1 { 0 } else { blocks / 4 };
+    (0..=in_turns).find(|turns| whole <= most + turns * block)
 }

@@ -154,10 +154,22 @@ fn at_the_promised_budgets_the_process_stays_within_a_quarter_more_than_the_weig
 
 #[test]
 fn a_larger_budget_buys_workers_before_anything_else() {
-    let demand = demand(112, 4, 2);
-    let small = Plan::new(&demand, 4 * MIB).unwrap();
-    let large = Plan::new(&demand, 64 * MIB).unwrap();
-    assert!(small.bytes() < large.bytes());
+    let plan = |threads, budget| Plan::new(&demand(112, 4, threads), budget).unwrap();
+    let two = (16..256)
+        .map(|quarters| plan(2, quarters * MIB / 4))
+        .find(|plan| plan.workers == 2)
+        .unwrap();
+    // One worker would have had room for more than each of the two has.
+    let one = plan(1, two.budget);
+    let holds = |plan: &Plan| {
+        let stack = &plan.stack;
+        let tiles = [stack.mlp_rows, stack.mlp_columns, stack.attention_rows];
+        (stack.images, stack.kept_insides, tiles)
+    };
+    assert!(holds(&one) > holds(&two), "{:?}", two.stack);
+    assert!(plan(2, two.budget - MIB / 4).workers == 1);
+    let large = plan(2, 64 * MIB);
+    assert!(two.bytes() < large.bytes());
     assert_eq!((large.workers, large.stack.checkpoint_every), (2, 1));
     assert_eq!(large.stack.mlp_rows, usize::MAX);
 }

@@ -134,6 +134,14 @@ pub(super) fn buffers(demand: &Demand, candidate: &Candidate) -> Vec<PlannedBuff
         list.floats(name, &[demand.beyond_bases()], 1);
     }
     list.floats("Adam moments", &[2, demand.learned()], 1);
+    if demand.prompts > 0 {
+        // What prompts mind is measured once the task is learned: the head is there as it will be, and Adam is
+        // not, but for sums as long as the gradient.
+        let adam = 4 * (2 * demand.learned()).saturating_sub(demand.cores());
+        let head = demand.new_head_bytes().saturating_sub(adam);
+        let name = "class means as they will be, beyond Adam's memory";
+        list.add(name, format!("{head} bytes"), head);
+    }
 
     let parts = 2 * demand.taps.len();
     let packed = dim * (dim + 1) / 2;

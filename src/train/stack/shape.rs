@@ -52,8 +52,9 @@ pub struct StackShape {
 pub enum Precision {
     /// As it was computed.
     F32,
-    /// Half the bytes, 8 bits of mantissa. What is computed behind a checkpoint sees the rounded
-    /// numbers in the forward pass too, so that the gradient is that of what was computed.
+    /// Half the bytes, 8 bits of mantissa. Blocks behind a checkpoint see the rounded numbers in the
+    /// forward pass too, so that their gradient is that of what was computed; a tap there pools what was not
+    /// rounded yet, and its gradient is off by the rounding.
     Bf16,
 }
 
@@ -143,7 +144,7 @@ impl StackShape {
         match self.kept_insides {
             0 => block::scratch_len(&block, false),
             kept if kept < self.blocks.len() => of_last.max(block::scratch_len(&block, false)),
-            _ => of_last.max(block::forward_scratch_len(&block)),
+            _ => of_last,
         }
     }
 
