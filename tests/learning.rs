@@ -243,6 +243,7 @@ fn a_state_learned_with_another_model_is_refused() {
     let scene = Scene::new();
     scene.draw_birds();
     scene.learn("birds", &["--instant"]);
+    fs::remove_file(scene.path("home/models/small.weights")).unwrap();
     scene.import("timm_vit_layer_scale", "small");
     let output = scene.run(&["classify", "birds/robin/00.png"]);
     assert_eq!(output.status.code(), Some(1));
@@ -286,4 +287,30 @@ fn a_state_that_cannot_be_saved_is_said_before_any_work() {
     ]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("no/x.fledge"));
+}
+
+#[test]
+fn a_name_that_differs_in_case_alone_is_another_class_and_is_said_to_be() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.learn("birds", &["--instant"]);
+    fs::create_dir(scene.path("again")).unwrap();
+    fs::rename(scene.path("birds/robin"), scene.path("again/Robin")).unwrap();
+    let output = scene.run(&["learn", "--task", "again", "--instant"]);
+    assert!(output.status.success());
+    let told = text(&output.stderr);
+    assert!(
+        told.contains("\"Robin\"") && told.contains("\"robin\""),
+        "{told}"
+    );
+}
+
+#[test]
+fn the_answer_says_why_no_update_was_kept() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.learn("birds", &["--instant"]);
+    let output = scene.run(&["learn", "--task", "birds", "--instant"]);
+    let told = text(&output.stdout);
+    assert!(told.contains("the head alone learned"), "{told}");
 }

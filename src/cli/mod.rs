@@ -14,6 +14,7 @@ pub mod run;
 pub mod settings;
 mod watch;
 
+use anyhow::Context;
 use args::{Arguments, Command, ConfigCommand, ModelCommand, StateCommand};
 use config::{Config, Key};
 use fledge::board::{Cooled, Machine};
@@ -53,7 +54,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         Command::Learn(learn) => {
             let json = learn.json;
             let settings = settings::Learn::resolve(learn, &config)?;
-            emit(&run::learn(&settings, progress)?, json)
+            let report = run::learn(&settings, progress)?;
+            emit(&report, json).context("the task is learned and saved")
         }
         Command::Plan(plan) => {
             let json = plan.json;
@@ -78,10 +80,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         }
         Command::Forget(forget) => {
             let json = forget.json;
-            emit(
-                &run::forget(&settings::Forget::resolve(forget, &config), progress)?,
-                json,
-            )
+            let settings = settings::Forget::resolve(forget, &config);
+            let report = run::forget(&settings, progress)?;
+            emit(&report, json).context("what was asked is forgotten, and that is saved")
         }
         Command::State(StateCommand::Show(show)) => {
             let state = config.state(show.state.state);

@@ -50,7 +50,7 @@ use crate::data::CacheError;
 pub enum HeadError {
     #[error(
         "feature vector {image} has no usable number at position {position} (NaN, infinite or \
-         beyond {limit:e}); check the image and the model that made it",
+         beyond {limit:e}); check the image, and the model's file with `fledge model get`",
         limit = layout::MAX_MAGNITUDE
     )]
     NotFinite { image: usize, position: usize },

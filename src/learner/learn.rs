@@ -134,6 +134,17 @@ impl Learner {
                 mebibytes(plan.budget)
             ));
         }
+        for class in &folder.classes {
+            let alike = |known: &&String| {
+                **known != class.name && known.to_lowercase() == class.name.to_lowercase()
+            };
+            if let Some(known) = self.knowledge.classes.iter().find(alike) {
+                progress.warn(&format!(
+                    "{:?} is another class than {known:?}, which is known: rename its folder if it should not be",
+                    class.name
+                ));
+            }
+        }
         self.knowledge.head.shelve().map_err(FitError::from)?;
         let paths: Vec<PathBuf> = folder
             .classes

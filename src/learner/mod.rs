@@ -169,7 +169,7 @@ pub enum SetupError {
     #[error("a task cannot add rank {asked} to bases of rank {limit}; choose 1 to {limit}")]
     TaskRank { asked: usize, limit: usize },
     #[error(
-        "this state was learned with the model {name} ({learned_with}), not with the one given ({given}): pass the model it was learned with, or start a new state file"
+        "this state was learned with the model {name} ({learned_with}), not with this one ({given}): import that model again with `fledge model get`, or start a new state file"
     )]
     OtherModel {
         name: String,

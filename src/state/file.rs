@@ -5,19 +5,25 @@
 //! successor is on disk: whatever happens, either the old or the new state is there, whole.
 
 use std::cmp::Ordering;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::Knowledge;
-use super::stream::Summed;
+use super::stream::{StreamError, Summed};
+use crate::head::HeadError;
 
 const MAGIC: [u8; 8] = *b"fledgest";
 const VERSION: u32 = 4;
 const ENVELOPE: usize = 24;
+
+/// Part of a file's name while it is written.
+const SAVING: &str = ".saving-";
 
 /// Why a state file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -40,10 +46,18 @@ pub enum StateError {
         "{path} was written by an older fledge (format {found}, this one reads {VERSION}); learn its tasks again into another file with --state, or keep the older fledge for it"
     )]
     Older { path: PathBuf, found: u32 },
-    #[error("cannot save the state to {path}: {source}; the previous state is untouched")]
+    #[error(
+        "cannot read the state file {path}: {reason}; the file itself is whole, so make room there or set TMPDIR to another folder"
+    )]
+    NoRoom { path: PathBuf, reason: String },
+    #[error("cannot save the state to {path}: {source}; what was there before is untouched")]
     Write { path: PathBuf, source: io::Error },
     #[error(
-        "{path} was changed by another process while this one was learning; nothing was overwritten, run the command again"
+        "cannot save the state to {path}: there is no folder {folder}; make it, attach the drive it is on, or name another file with --state"
+    )]
+    NoFolder { path: PathBuf, folder: PathBuf },
+    #[error(
+        "{path} was changed by another process in the meantime; nothing was overwritten, run the command again"
     )]
     Changed { path: PathBuf },
 }
@@ -82,7 +96,17 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<(T, Revision), StateErro
 pub fn open(path: &Path) -> Result<(Knowledge, Revision), StateError> {
     let file = Checked::open(path)?;
     let knowledge = Knowledge::from_stream(BufReader::new(file.payload), file.length);
-    let knowledge = knowledge.map_err(|e| malformed(path, &e.to_string()))?;
+    let knowledge = knowledge.map_err(|error| match error {
+        StreamError::Head(HeadError::Disk(reason)) => StateError::NoRoom {
+            path: path.to_owned(),
+            reason,
+        },
+        StreamError::Read(source) => StateError::Read {
+            path: path.to_owned(),
+            source,
+        },
+        error => malformed(path, &error.to_string()),
+    })?;
     Ok((knowledge, file.revision))
 }
 
@@ -175,16 +199,23 @@ pub fn write<T: Serialize>(
     value: &T,
     expected: Revision,
 ) -> Result<(u64, Revision), StateError> {
-    let failed = |source: io::Error| StateError::Write {
-        path: path.to_owned(),
-        source,
-    };
-    if current(path)? != expected {
+    let failed = |source: io::Error| unwritable(path, source);
+    let target = resolve(path);
+    let folder = File::open(folder_of(&target)).map_err(failed)?;
+    // Or two that save at the same time both find the file as they read it, and what one learned is lost.
+    // Where a file system has no locks, that is left to chance.
+    let alone = folder.lock().is_ok();
+    if revision(path)? != expected {
         return Err(StateError::Changed {
             path: path.to_owned(),
         });
     }
-    let (checksum, length) = replace(path, value).map_err(failed)?;
+    if alone {
+        remove_leftovers(&target);
+    }
+    let (checksum, length) = replace(&target, value).map_err(failed)?;
+    // The rename itself lives in the folder; without this a power cut could undo it.
+    folder.sync_all().map_err(failed)?;
     let revision = Revision(Some((checksum, length)));
     Ok((ENVELOPE as u64 + length, revision))
 }
@@ -197,14 +228,29 @@ pub fn check_writable(path: &Path) -> Result<(), StateError> {
     let target = resolve(path);
     tempfile::NamedTempFile::new_in(folder_of(&target))
         .map(drop)
-        .map_err(|source| StateError::Write {
-            path: path.to_owned(),
-            source,
-        })
+        // The name of the file that was tried says nothing.
+        .map_err(|error| unwritable(path, io::Error::from(error.kind())))
 }
 
-/// The revision on disk now.
-fn current(path: &Path) -> Result<Revision, StateError> {
+/// Why nothing can be saved at `path`.
+fn unwritable(path: &Path, source: io::Error) -> StateError {
+    let target = resolve(path);
+    let folder = folder_of(&target);
+    let path = path.to_owned();
+    match folder.is_dir() {
+        true => StateError::Write { path, source },
+        false => StateError::NoFolder {
+            path,
+            folder: folder.to_owned(),
+        },
+    }
+}
+
+/// The revision on disk now, told by the file's first bytes.
+///
+/// # Errors
+/// When there is a file and it cannot be read.
+pub fn revision(path: &Path) -> Result<Revision, StateError> {
     let mut head = [0; ENVELOPE];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
     match read {
@@ -249,9 +295,19 @@ impl Envelope {
     }
 }
 
-/// The file that a link names, so that saving replaces the file and keeps the link.
+/// The file that a link names, so that saving replaces the file and keeps the link, even while what it
+/// names is not there.
 fn resolve(path: &Path) -> PathBuf {
-    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+    /// As many as Linux follows.
+    const LINKS: usize = 40;
+    fs::canonicalize(path).unwrap_or_else(|_| {
+        (0..LINKS)
+            .try_fold(path.to_owned(), |path, _| match fs::read_link(&path) {
+                Ok(to) => Ok(folder_of(&path).join(to)),
+                Err(_) => Err(path),
+            })
+            .unwrap_or_else(|last| last)
+    })
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -261,17 +317,36 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
+/// What the name of a file begins with that is to become `target`.
+fn temporary_name(target: &Path) -> OsString {
+    let mut name = OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push(SAVING);
+    name
+}
+
+/// Removes what others left that were stopped while they saved. None of them can be at work.
+fn remove_leftovers(target: &Path) {
+    let name = temporary_name(target);
+    let entries = fs::read_dir(folder_of(target)).into_iter().flatten();
+    for entry in entries.flatten() {
+        let is_left = entry.file_name().as_bytes().starts_with(name.as_bytes());
+        // To be rid of them is not worth failing for.
+        let _ = is_left.then(|| fs::remove_file(entry.path()));
+    }
+}
+
 /// Writes checksum and length of the payload last, in front of it: only then are they known.
-fn replace<T: Serialize>(path: &Path, value: &T) -> io::Result<(u32, u64)> {
-    let target = resolve(path);
-    let folder = folder_of(&target);
+fn replace<T: Serialize>(target: &Path, value: &T) -> io::Result<(u32, u64)> {
     let mut temporary = tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder)?;
-    if let Ok(metadata) = fs::metadata(&target) {
-        temporary
-            .as_file()
-            .set_permissions(metadata.permissions())?;
+        .prefix(&temporary_name(target))
+        .tempfile_in(folder_of(target))?;
+    if let Ok(metadata) = fs::metadata(target) {
+        let file = temporary.as_file();
+        // It stays whose it is, where this process may say so: a service reads what root learned.
+        let _ = fchown(file, Some(metadata.uid()), Some(metadata.gid()));
+        file.set_permissions(metadata.permissions())?;
     }
     temporary.write_all(&[0; ENVELOPE])?;
     let mut payload = BufWriter::new(Summed::new(temporary.as_file()));
@@ -289,91 +364,9 @@ fn replace<T: Serialize>(path: &Path, value: &T) -> io::Result<(u32, u64)> {
     let envelope = Envelope::of(checksum, length);
     temporary.as_file().write_all_at(&envelope, 0)?;
     temporary.as_file().sync_all()?;
-    temporary.persist(&target).map_err(|e| e.error)?;
-    // The rename itself lives in the folder; without this a power cut could undo it.
-    File::open(folder)?.sync_all()?;
+    temporary.persist(target).map_err(|e| e.error)?;
     Ok((checksum, length))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder() -> tempfile::TempDir {
-        tempfile::tempdir().unwrap()
-    }
-
-    #[test]
-    fn what_was_written_is_read_back() {
-        let folder = folder();
-        let path = folder.path().join("a.fledge");
-        let value = vec![1.5f32, -2.0];
-        let (bytes, revision) = write(&path, &value, Revision::NONE).unwrap();
-        assert_eq!(bytes, fs::metadata(&path).unwrap().len());
-        assert_eq!(read::<Vec<f32>>(&path).unwrap(), (value, revision));
-    }
-
-    #[test]
-    fn every_flipped_bit_and_every_cut_is_noticed() {
-        let folder = folder();
-        let path = folder.path().join("a.fledge");
-        write(&path, &vec![7u8; 40], Revision::NONE).unwrap();
-        let whole = fs::read(&path).unwrap();
-        for at in 0..whole.len() {
-            let mut torn = whole.clone();
-            torn[at] ^= 1;
-            fs::write(&path, &torn).unwrap();
-            assert!(read::<Vec<u8>>(&path).is_err(), "flip at {at}");
-            fs::write(&path, &whole[..at]).unwrap();
-            assert!(read::<Vec<u8>>(&path).is_err(), "cut at {at}");
-        }
-    }
-
-    #[test]
-    fn a_file_changed_by_somebody_else_is_not_overwritten() {
-        let folder = folder();
-        let path = folder.path().join("a.fledge");
-        let (_, mine) = write(&path, &1u32, Revision::NONE).unwrap();
-        write(&path, &2u32, mine).unwrap();
-        let before = fs::read(&path).unwrap();
-        assert!(matches!(
-            write(&path, &3u32, mine),
-            Err(StateError::Changed { .. })
-        ));
-        assert_eq!(fs::read(&path).unwrap(), before);
-    }
-
-    #[test]
-    fn saving_through_a_link_keeps_the_link() {
-        let folder = folder();
-        let (file, link) = (
-            folder.path().join("a.fledge"),
-            folder.path().join("b.fledge"),
-        );
-        let (_, revision) = write(&file, &1u32, Revision::NONE).unwrap();
-        std::os::unix::fs::symlink(&file, &link).unwrap();
-        write(&link, &2u32, revision).unwrap();
-        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!(read::<u32>(&file).unwrap().0, 2);
-    }
-
-    #[test]
-    fn an_older_or_newer_format_is_named_as_such() {
-        let folder = folder();
-        let path = folder.path().join("a.fledge");
-        write(&path, &1u32, Revision::NONE).unwrap();
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[8] = 200;
-        fs::write(&path, &bytes).unwrap();
-        assert!(matches!(
-            read::<u32>(&path),
-            Err(StateError::Newer { found: 200, .. })
-        ));
-        bytes[8] = 1;
-        fs::write(&path, bytes).unwrap();
-        assert!(matches!(
-            read::<u32>(&path),
-            Err(StateError::Older { found: 1, .. })
-        ));
-    }
-}
+mod tests;

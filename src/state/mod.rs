@@ -6,7 +6,7 @@ mod stream;
 
 use serde::{Deserialize, Serialize};
 
-pub use file::{Revision, StateError, check_writable, encode, open, read, write};
+pub use file::{Revision, StateError, check_writable, encode, open, read, revision, write};
 pub use forget::{Forget, ForgetError, Forgotten};
 
 pub(crate) use stream::StreamError;

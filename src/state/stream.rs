@@ -1,6 +1,7 @@
 //! Knowledge from and to a file without all of it in memory: what the head keeps on disk goes from
 //! one file to another.
 
+use std::cell::Cell;
 use std::io::{self, Read, Write};
 
 use postcard::Deserializer;
@@ -17,17 +18,26 @@ pub(crate) enum StreamError {
     Decode(#[from] postcard::Error),
     #[error(transparent)]
     Head(#[from] HeadError),
+    #[error(transparent)]
+    Read(io::Error),
 }
 
 impl Knowledge {
     /// Reads what postcard wrote of a knowledge, field by field in their order, with scatter and
     /// factors of the head going to unnamed files as they come.
     pub(super) fn from_stream(reader: impl Read, length: u64) -> Result<Self, StreamError> {
-        let mut from = Deserializer::from_flavor(Source {
+        let failure = Cell::new(None);
+        let read = Self::from_source(Source {
             reader,
             left: length,
             taken: Vec::new(),
+            failure: &failure,
         });
+        read.map_err(|error| failure.take().map_or(error, StreamError::Read))
+    }
+
+    fn from_source<R: Read>(source: Source<'_, R>) -> Result<Self, StreamError> {
+        let mut from = Deserializer::from_flavor(source);
         let knowledge = Self {
             model: Deserialize::deserialize(&mut from)?,
             resolution: Deserialize::deserialize(&mut from)?,
@@ -46,23 +56,30 @@ impl Knowledge {
 }
 
 /// What postcard takes bytes from. Nothing borrows from it for longer than a call.
-struct Source<R> {
+struct Source<'f, R> {
     reader: R,
     /// Bytes that are still to come.
     left: u64,
     taken: Vec<u8>,
+    /// Why the reader failed, which postcard does not tell.
+    failure: &'f Cell<Option<io::Error>>,
 }
 
-impl<R: Read> Source<R> {
+impl<R: Read> Source<'_, R> {
     fn fill(&mut self, bytes: &mut [u8]) -> postcard::Result<()> {
         let end = postcard::Error::DeserializeUnexpectedEnd;
         let left = self.left.checked_sub(bytes.len() as u64);
         self.left = left.ok_or(end.clone())?;
-        self.reader.read_exact(bytes).map_err(|_| end)
+        self.reader.read_exact(bytes).map_err(|error| {
+            if error.kind() != io::ErrorKind::UnexpectedEof {
+                self.failure.set(Some(error));
+            }
+            end
+        })
     }
 }
 
-impl<'de, R: Read + 'de> Flavor<'de> for Source<R> {
+impl<'de, 'f: 'de, R: Read + 'de> Flavor<'de> for Source<'f, R> {
     type Remainder = ();
     type Source = R;
 

@@ -54,7 +54,11 @@ impl Report for LearnReport {
         let rank = match (self.rank, self.difficulty) {
             (Some(rank), Some(loss)) => format!("{rank}, chosen at a validation loss of {loss:.2}"),
             (Some(rank), None) => rank.to_string(),
-            (None, _) => "nothing added: no update helped the images held back".to_owned(),
+            (None, _) if self.epochs == 0 => "none: the head alone learned".to_owned(),
+            (None, _) if self.validation_accuracy.is_none() => {
+                "none: no images were held back to judge an update by".to_owned()
+            }
+            (None, _) => "none: the images held back spoke against the update".to_owned(),
         };
         let rows = [
             ("task", self.task.clone()),
