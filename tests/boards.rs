@@ -223,6 +223,24 @@ fn a_folder_is_watched_and_a_picture_that_is_none_does_not_end_it() {
 }
 
 #[test]
+fn what_is_forgotten_while_it_watches_is_not_seen_again() {
+    let scene = Scene::learned();
+    fs::create_dir(scene.path("frames")).unwrap();
+    scene.draw("frames/a.jpg", [220, 60, 30], 5, 2);
+    let watch = ["--camera", "dir:frames", "--frames", "2", "--reject", "0"];
+    let mut watching = scene.watch(&watch);
+    assert_eq!(watching.sighting()["label"], "robin");
+    scene.done(&["forget", "--class", "robin"]);
+    scene.draw("frames/b.jpg", [220, 60, 30], 5, 3);
+    let second = watching.sighting();
+    assert_eq!(
+        (&second["label"], &second["frame"]),
+        (&"tit".into(), &2.into())
+    );
+    assert!(watching.child.wait().unwrap().success());
+}
+
+#[test]
 fn pictures_on_standard_input_are_watched_until_they_end() {
     let scene = Scene::learned();
     scene.draw("now.jpg", [60, 120, 230], 7, 1);

@@ -1,5 +1,6 @@
 //! A folder that another program fills with pictures.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,16 +11,18 @@ use super::{CameraError, Frame, Next};
 /// Time between two looks at the folder.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// A file by the time it was last written and its name: the order in which files are handed out.
-type Mark = (SystemTime, PathBuf);
+/// A file by the time it was last written and its name, the order in which files are handed out, and its
+/// length.
+type Mark = (SystemTime, PathBuf, u64);
 
 #[derive(Debug)]
 pub(super) struct FolderCamera {
     folder: PathBuf,
-    /// The file handed out last. What is not after it has been seen.
-    seen: Option<Mark>,
-    /// The file to come next and its length at the last look: one that still grows has to wait.
-    growing: Option<(Mark, u64)>,
+    /// Files that were there at the last look and were handed out or passed over. What is not one of them
+    /// is new, whatever its time: a clock may be wrong, and files that are moved in keep theirs.
+    seen: BTreeSet<Mark>,
+    /// The file to come next as it was at the last look: one that still grows has to wait.
+    growing: Option<Mark>,
 }
 
 impl FolderCamera {
@@ -27,31 +30,25 @@ impl FolderCamera {
     pub(super) fn open(folder: &Path) -> Result<Self, CameraError> {
         let mut camera = Self {
             folder: folder.to_owned(),
-            seen: None,
+            seen: BTreeSet::new(),
             growing: None,
         };
-        let mut marks: Vec<Mark> = camera.files()?.into_iter().map(|(mark, _)| mark).collect();
-        marks.sort();
-        camera.seen = marks
-            .len()
-            .checked_sub(2)
-            .map(|last| marks.swap_remove(last));
+        camera.seen = camera.files()?;
+        camera.seen.pop_last();
         Ok(camera)
     }
 
     pub(super) fn next(&mut self, wait: Duration) -> Result<Next, CameraError> {
         let until = Instant::now() + wait;
         loop {
-            let next = self
-                .files()?
-                .into_iter()
-                .filter(|(mark, _)| self.seen.as_ref().is_none_or(|seen| mark > seen))
-                .min();
-            if next.is_some() && next == self.growing {
+            let files = self.files()?;
+            self.seen.retain(|mark| files.contains(mark));
+            let next = files.difference(&self.seen).next().cloned();
+            if let Some(mark) = next.clone().filter(|_| next == self.growing) {
                 self.growing = None;
-                self.seen = next.map(|(mark, _)| mark);
-                let path = self.seen.as_ref().map(|(_, path)| path.clone());
-                return Ok(path.map_or(Next::Nothing, |path| Next::Frame(Frame::File(path))));
+                let path = mark.1.clone();
+                self.seen.insert(mark);
+                return Ok(Next::Frame(Frame::File(path)));
             }
             self.growing = next;
             let left = until.saturating_duration_since(Instant::now());
@@ -62,14 +59,14 @@ impl FolderCamera {
         }
     }
 
-    /// Every regular file with its length. Hidden ones are left out: programs write under such a
+    /// Every regular file. Hidden ones are left out: programs write under such a
     /// name until a file is whole.
-    fn files(&self) -> Result<Vec<(Mark, u64)>, CameraError> {
+    fn files(&self) -> Result<BTreeSet<Mark>, CameraError> {
         let failed = |source: io::Error| CameraError::Folder {
             folder: self.folder.clone(),
             source,
         };
-        let mut files = Vec::new();
+        let mut files = BTreeSet::new();
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             if entry.file_name().as_encoded_bytes().starts_with(b".") {
@@ -81,7 +78,7 @@ impl FolderCamera {
             };
             if metadata.is_file() {
                 let written = metadata.modified().map_err(failed)?;
-                files.push(((written, entry.path()), metadata.len()));
+                files.insert((written, entry.path(), metadata.len()));
             }
         }
         Ok(files)
@@ -125,6 +122,19 @@ mod tests {
         assert_eq!(camera.next(moment).unwrap(), Next::Nothing);
         write(folder.path(), "d.jpg", 6);
         assert_eq!(name(camera.next(SOON).unwrap()), "d.jpg");
+    }
+
+    #[test]
+    fn a_file_that_is_new_is_handed_out_whatever_its_time() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), "future.jpg", 1 << 30);
+        let mut camera = FolderCamera::open(folder.path()).unwrap();
+        assert_eq!(name(camera.next(SOON).unwrap()), "future.jpg");
+        for (new, second) in [("now.jpg", 1 << 10), ("moved in.jpg", 1)] {
+            write(folder.path(), new, second);
+            assert_eq!(name(camera.next(SOON).unwrap()), new);
+        }
+        assert_eq!(camera.next(Duration::ZERO).unwrap(), Next::Nothing);
     }
 
     #[test]
