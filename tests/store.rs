@@ -4,8 +4,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use fledge::vit::Preprocessing;
 use fledge::vit::import::reference_forward;
-use fledge::vit::store::{Description, ModelStore, Ready, Step, StoreError};
+use fledge::vit::store::{Description, Given, ModelStore, Ready, Step, StoreError};
 use sha2::{Digest, Sha256};
 
 fn fixture(name: &str) -> PathBuf {
@@ -72,6 +73,14 @@ impl Scene {
         &self,
         store: &ModelStore,
         from: Option<&Path>,
+    ) -> (Result<Ready, StoreError>, Vec<Step>) {
+        self.get_given(store, from.map(Given::from))
+    }
+
+    fn get_given(
+        &self,
+        store: &ModelStore,
+        from: Option<Given<'_>>,
     ) -> (Result<Ready, StoreError>, Vec<Step>) {
         let mut steps = Vec::new();
         let ready = store.get_described(&self.description, from, reference_forward, |step| {
@@ -147,6 +156,57 @@ fn an_onnx_file_is_named_by_its_stem_unless_it_is_the_default_model() {
     assert_eq!(ready.unwrap().name, "vit-s14-focus");
     assert_eq!(store.list().unwrap(), ["hf_vit_dynamo", "vit-s14-focus"]);
     assert_eq!(store.open(None).unwrap().geometry().hidden, 32);
+}
+
+#[test]
+fn another_model_of_the_same_name_is_refused_until_it_has_its_own() {
+    let scene = Scene::new();
+    let store = scene.store();
+    let file = scene.home.path().join("model.onnx");
+    let import = |from: &str, name, preprocessing| {
+        fs::copy(fixture(from), &file).unwrap();
+        let given = Given {
+            file: &file,
+            name,
+            preprocessing,
+        };
+        scene.get_given(&store, Some(given)).0
+    };
+    let first = import("hf_vit_dynamo.onnx", None, None).unwrap();
+    assert_eq!(first.name, "model");
+    import("hf_vit_dynamo.onnx", None, None).expect("the same once more");
+    let refused = import("timm_vit_opset14.onnx", None, None);
+    assert!(
+        matches!(&refused, Err(StoreError::NameTaken { name, .. }) if name == "model"),
+        "{refused:?}"
+    );
+    // Another way of preprocessing makes it another model, too.
+    let refused = import("hf_vit_dynamo.onnx", None, Some(Preprocessing::HALF));
+    assert!(matches!(refused, Err(StoreError::NameTaken { .. })));
+    let weights = store.open(Some("model")).unwrap();
+    assert_eq!(weights.hash(), first.imported.hash);
+    import("timm_vit_opset14.onnx", Some("second"), None).unwrap();
+    let third = import(
+        "hf_vit_dynamo.onnx",
+        Some("third"),
+        Some(Preprocessing::HALF),
+    );
+    assert_eq!(third.unwrap().preprocessing, Preprocessing::HALF);
+    assert_eq!(store.list().unwrap(), ["model", "second", "third"]);
+    // A damaged one makes room.
+    fs::write(first.path, "nothing").unwrap();
+    import("timm_vit_opset14.onnx", None, None).unwrap();
+}
+
+#[test]
+fn what_a_stopped_import_left_is_gone_after_the_next() {
+    let scene = Scene::new();
+    let store = scene.store();
+    let left = store.folder().join(".get-abc");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("model.onnx"), "half").unwrap();
+    // The folder is looked at by `get`.
+    scene.get(&store, Some(&scene.wheel)).0.unwrap();
 }
 
 #[test]

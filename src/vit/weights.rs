@@ -8,6 +8,7 @@
 
 mod layout;
 
+use std::borrow::Cow;
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -179,7 +180,8 @@ impl Weights {
                 "tensor lengths do not fit the geometry".into(),
             ));
         }
-        let hash = content_hash(geometry, preprocessing, tensors);
+        let all = tensors.0.iter().map(|tensor| Cow::Borrowed(&tensor[..]));
+        let hash = content_hash(geometry, preprocessing, all);
         let header = Header {
             geometry: geometry.clone(),
             preprocessing: *preprocessing,
@@ -219,6 +221,28 @@ impl Weights {
             header,
             tensors,
         })))
+    }
+
+    /// Reads every weight, and compares them with what the file says of them.
+    ///
+    /// # Errors
+    /// When they are not those that were written.
+    pub fn verify(&self) -> Result<(), WeightsError> {
+        let header = &self.0.header;
+        let stored = layout(&header.geometry);
+        let tensors = stored
+            .iter()
+            .enumerate()
+            .map(|(index, stored)| match *stored {
+                Stored::Plain(_) => Cow::Borrowed(self.tensor(index)),
+                Stored::Panels(rows, cols) => {
+                    Cow::Owned(Panels::new(self.tensor(index), rows, cols).unpack())
+                }
+            });
+        match content_hash(&header.geometry, &header.preprocessing, tensors) == header.hash {
+            true => Ok(()),
+            false => Err(malformed(&self.0.path, "its weights are damaged".into())),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -398,11 +422,16 @@ fn description(g: &Geometry, p: &Preprocessing) -> String {
     )
 }
 
-fn content_hash(g: &Geometry, p: &Preprocessing, tensors: &Tensors) -> ContentHash {
+/// Of the tensors as an import produces them.
+fn content_hash<'t>(
+    g: &Geometry,
+    p: &Preprocessing,
+    tensors: impl Iterator<Item = Cow<'t, [f32]>>,
+) -> ContentHash {
     let mut hasher = Sha256::new();
     hasher.update(description(g, p));
-    for tensor in &tensors.0 {
-        hasher.update(little_endian(tensor));
+    for tensor in tensors {
+        hasher.update(little_endian(&tensor));
     }
     ContentHash(hasher.finalize().into())
 }

@@ -4,6 +4,9 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
+use clap::ValueEnum;
+use fledge::vit::Preprocessing;
+
 pub(super) fn rate(text: &str) -> Result<f32, String> {
     text.parse()
         .ok()
@@ -123,6 +126,22 @@ impl FromStr for Budget {
                 Ok(Self((number * scale).ceil() as usize))
             }
             _ => Err("expected a size such as 8MiB".to_owned()),
+        }
+    }
+}
+
+/// The usual ways of preprocessing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Normalisation {
+    Imagenet,
+    Half,
+}
+
+impl From<Normalisation> for Preprocessing {
+    fn from(normalisation: Normalisation) -> Self {
+        match normalisation {
+            Normalisation::Imagenet => Self::IMAGENET,
+            Normalisation::Half => Self::HALF,
         }
     }
 }

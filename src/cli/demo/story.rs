@@ -146,6 +146,8 @@ impl Story<'_> {
         let settings = settings::ModelGet {
             home: user_home()?,
             from: None,
+            name: None,
+            preprocessing: None,
         };
         let model = self.board.get_model(&settings, self.progress)?;
         self.progress.finish();

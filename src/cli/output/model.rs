@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use fledge::vit::Geometry;
+use fledge::vit::{Geometry, Preprocessing};
 use serde::Serialize;
 
 use super::{Report, lossy, size};
@@ -15,6 +15,7 @@ pub struct ModelGetReport {
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     pub bytes: u64,
+    pub preprocessing: Preprocessing,
     /// False when it was there already.
     pub imported: bool,
 }
@@ -32,7 +33,15 @@ impl Report for ModelGetReport {
             self.model,
             self.path.display(),
             size(self.bytes)
-        )
+        )?;
+        let Preprocessing { mean, std } = self.preprocessing;
+        match self.imported {
+            true => writeln!(
+                out,
+                "it sees red, green and blue from 0 to 1, less {mean:?} and over {std:?}"
+            ),
+            false => Ok(()),
+        }
     }
 }
 

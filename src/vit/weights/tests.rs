@@ -83,19 +83,37 @@ fn one_changed_weight_is_another_model() {
     let g = geometry();
     let mut changed = tensors(&g);
     changed.0[7][0] += 1.0;
-    let hash = |tensors| content_hash(&g, &Preprocessing::HALF, tensors);
-    assert_ne!(hash(&tensors(&g)), hash(&changed));
+    assert_ne!(
+        hash(&Preprocessing::HALF, &tensors(&g)),
+        hash(&Preprocessing::HALF, &changed)
+    );
+}
+
+fn hash(preprocessing: &Preprocessing, tensors: &Tensors) -> ContentHash {
+    let tensors = tensors.0.iter().map(|tensor| Cow::Borrowed(&tensor[..]));
+    content_hash(&geometry(), preprocessing, tensors)
 }
 
 #[test]
 fn a_models_hash_is_what_it_was_when_states_were_written() {
     let g = geometry();
     assert_eq!(
-        content_hash(&g, &Preprocessing::IMAGENET, &tensors(&g)).to_string(),
+        hash(&Preprocessing::IMAGENET, &tensors(&g)).to_string(),
         "4feca1055a6b2e7961e084b28c46c6795d0e69bcf14f8157e3613bc46f52e622"
     );
-    assert_eq!(
-        description(&g, &Preprocessing::IMAGENET),
-        format!("{g:?}{:?}", Preprocessing::IMAGENET)
-    );
+}
+
+#[test]
+fn a_weight_that_changed_on_disk_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.weights");
+    let g = geometry();
+    Weights::write(&path, &g, &Preprocessing::HALF, &tensors(&g)).unwrap();
+    Weights::open(&path).unwrap().verify().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let refused = Weights::open(&path).unwrap().verify().unwrap_err();
+    assert!(refused.to_string().contains("are damaged"), "{refused}");
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::cli::output::{Candidate, ClassScore, ClassifiedImage};
 use fledge::progress::Silent;
+use fledge::vit::Preprocessing;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -27,6 +28,7 @@ impl Board for PerfectBoard {
             model: "eyes".into(),
             path: "eyes".into(),
             bytes: 1,
+            preprocessing: Preprocessing::IMAGENET,
             imported: false,
         })
     }
