@@ -3,6 +3,8 @@
 mod scene;
 
 use std::fs;
+use std::io::Read;
+use std::process::{Child, Command};
 
 use serde_json::Value;
 
@@ -77,6 +79,21 @@ fn eval(scene: &Scene, more: &[&str]) -> std::process::Output {
         "2",
     ];
     scene.run(&[&flags[..], more].concat())
+}
+
+/// Reads a running program's stderr up to a line with `part` in it.
+fn await_line(child: &mut Child, part: &str) -> String {
+    let stderr = child.stderr.as_mut().unwrap();
+    let mut told = Vec::new();
+    let mut byte = [0];
+    // Byte by byte: what follows the line stays in the pipe.
+    while stderr.read(&mut byte).unwrap() == 1 {
+        told.push(byte[0]);
+        if byte[0] == b'\n' && text(&told).contains(part) {
+            return text(&told);
+        }
+    }
+    panic!("{part:?} was never said, but {}", text(&told));
 }
 
 fn report(scene: &Scene, more: &[&str]) -> Value {
@@ -168,6 +185,78 @@ fn finished_runs_are_kept_and_not_repeated() {
 }
 
 #[test]
+fn a_file_that_is_there_is_only_gone_on_from() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    let flags = ["--tasks", "2", "--method", "frozen", "--seeds", "1"];
+    let flags = [&CLASSES[..], &flags, &["--json", "out.json"]].concat();
+    let refused = |more: &[&str], why: &str| {
+        let before = fs::read(scene.path("out.json")).ok();
+        let output = eval(&scene, &[&flags[..], more].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let told = text(&output.stderr);
+        assert!(told.contains("out.json") && told.contains(why), "{told}");
+        assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+        assert_eq!(fs::read(scene.path("out.json")).ok(), before);
+    };
+    assert!(eval(&scene, &flags).status.success());
+    refused(&[], "1 finished run already; add --resume");
+    assert!(
+        eval(&scene, &[&flags[..], &["--resume"]].concat())
+            .status
+            .success()
+    );
+    for foreign in ["a diary", "{}", ""] {
+        fs::write(scene.path("out.json"), foreign).unwrap();
+        refused(&[], "is no report of an evaluation");
+        refused(&["--resume"], "is no report of an evaluation");
+    }
+    fs::remove_file(scene.path("out.json")).unwrap();
+    fs::create_dir(scene.path("out.json")).unwrap();
+    refused(&[], "is no file");
+}
+
+#[test]
+fn an_evaluation_that_ends_before_its_first_run_writes_no_report() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    fs::write(scene.path("bench/train/tit/bad.png"), "no picture").unwrap();
+    let arguments = [
+        "eval",
+        "--protocol",
+        "class-incremental",
+        "--data",
+        "bench",
+        "--tasks",
+        "5",
+        "--method",
+        "finetune",
+        "--model",
+        "small",
+        "--resolution",
+        "28",
+        "--epochs",
+        "20",
+        "--json",
+        "out.json",
+    ];
+    let mut child = scene.start(&arguments);
+    // Told when the images have been looked at and the first run is about to begin.
+    let told = await_line(&mut child, "bad.png");
+    let id = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let told = told + &text(&child.wait_with_output().unwrap().stderr);
+    assert!(told.contains("before a first run was finished"), "{told}");
+    assert!(!scene.path("out.json").exists());
+}
+
+#[test]
 fn listed_values_become_methods_of_their_own() {
     let scene = Scene::new();
     benchmark(&scene);
@@ -243,4 +332,69 @@ fn what_is_wrong_with_a_benchmark_is_said() {
         "dusk,day",
     ];
     assert!(told(&order).contains("dusk"));
+}
+
+#[test]
+fn runs_made_with_something_else_are_not_gone_on_from() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    let flags = ["--tasks", "2", "--method", "fm-lora", "--json", "out.json"];
+    let flags = [&CLASSES[..], &flags].concat();
+    assert!(
+        eval(&scene, &[&flags[..], &["--seeds", "1"]].concat())
+            .status
+            .success()
+    );
+    let resumed = |more: &[&str]| eval(&scene, &[&flags[..], &["--resume"], more].concat());
+    for other in [["--rank", "2"], ["--guard", "9"], ["--hold", "0"]] {
+        let output = resumed(&[&other[..], &["--seeds", "1"]].concat());
+        assert_eq!(output.status.code(), Some(1), "{other:?}");
+        let told = text(&output.stderr);
+        assert!(told.contains("made with other settings"), "{told}");
+    }
+    assert!(resumed(&["--seeds", "2"]).status.success());
+    fs::remove_file(scene.path("bench/train/tit/01.png")).unwrap();
+    assert_eq!(resumed(&["--seeds", "2"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_report_that_could_not_be_written_is_said_before_any_work() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    for file in ["--json", "--plot"] {
+        let flags = ["--tasks", "2", "--method", "frozen", file, "nowhere/out"];
+        let output = eval(&scene, &[&CLASSES[..], &flags].concat());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("nowhere/out"));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn folders_that_do_not_match_are_named_and_unreadable_photos_are_no_success() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    let flags = [
+        "--tasks", "2", "--method", "frozen", "--seeds", "1", "--json", "-",
+    ];
+    let flags = [&CLASSES[..], &flags].concat();
+    // What other programs keep beside the photos of a class does not make it a group.
+    let previews = scene.path("bench/train/tit/@eaDir");
+    fs::create_dir(previews).unwrap();
+    fs::write(scene.path("bench/test/tit/bad.png"), "no picture").unwrap();
+    let output = eval(&scene, &flags);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["skipped"], 1);
+    assert!(text(&output.stderr).contains("bad.png"));
+
+    fs::rename(scene.path("bench/test/tit"), scene.path("bench/test/Tit")).unwrap();
+    let output = eval(&scene, &flags);
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    assert!(
+        told.contains("[\"tit\"]") && told.contains("[\"Tit\"]"),
+        "{told}"
+    );
+    assert!(output.stdout.is_empty());
 }

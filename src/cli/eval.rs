@@ -5,31 +5,34 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use fledge::eval::{EvalReport, evaluate, plot};
 use fledge::learner::Learner;
 use fledge::vit::store::{Description, ModelStore};
 
-use super::output::{Report, emit};
+use super::output::{Report, count, emit, skipped};
 use super::progress::Terminal;
 use super::settings::{Destination, Eval};
 use super::{Outcome, heap};
 
 pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
     progress.cancel_on_interrupt()?;
-    let name = settings
-        .model
-        .clone()
-        .unwrap_or_else(|| Description::default_model().name);
-    let weights = ModelStore::at(&settings.home).open(Some(&name))?;
     let file = match &settings.json {
         Some(Destination::File(file)) => Some(file.as_path()),
         _ => None,
     };
     let earlier = match file {
-        Some(file) if settings.resume && file.exists() => Some(read(file)?),
-        _ => None,
+        Some(file) => earlier(file, settings.resume)?,
+        None => None,
     };
+    file.into_iter()
+        .chain(settings.plot.as_deref())
+        .try_for_each(check_writable)?;
+    let name = settings
+        .model
+        .clone()
+        .unwrap_or_else(|| Description::default_model().name);
+    let weights = ModelStore::at(&settings.home).open(Some(&name))?;
     let depth = weights.geometry().depth;
     let comparison = settings.comparison(depth);
     let setup = &comparison.variants[0].setup;
@@ -42,16 +45,19 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
         Some(&heap::Counted),
         progress,
         &mut |report| {
-            if let (Some(file), Ok(())) = (file, &kept) {
+            // What cannot be written now may be when the next run has finished.
+            if let Some(file) = file {
                 kept = write(file, report);
             }
         },
     )?;
-    kept?;
-    if let Some(file) = file {
-        write(file, &report)?;
+    if report.runs() == 0 {
+        bail!("stopped before a first run was finished, so there is nothing to show or to keep");
     }
-    // The figures are shown even where the picture fails.
+    if let Some(file) = file {
+        kept = write(file, &report);
+    }
+    // The figures are shown even where files fail.
     let drawn = settings
         .plot
         .as_deref()
@@ -67,7 +73,7 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
         },
         settings.json == Some(Destination::Stdout),
     )?;
-    drawn.map(|()| outcome)
+    kept.and(drawn).map(|()| outcome)
 }
 
 fn draw(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
@@ -75,23 +81,73 @@ fn draw(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write the picture to {}", file.display()))
 }
 
-fn read(file: &Path) -> anyhow::Result<EvalReport> {
-    let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    serde_json::from_slice(&text).with_context(|| {
+/// The report in `file` that is gone on from. What is there already is never written over by
+/// runs that did not go on from it.
+fn earlier(file: &Path, resume: bool) -> anyhow::Result<Option<EvalReport>> {
+    let unreadable = || format!("cannot read {}", file.display());
+    match fs::metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // A pipe or a device may wait for ever when read.
+        Ok(found) if !found.is_file() => bail!(
+            "{} is there and is no file; give --json the name of a file, or - for stdout",
+            file.display()
+        ),
+        found => found.with_context(unreadable)?,
+    };
+    let text = fs::read(file).with_context(unreadable)?;
+    let report: EvalReport = serde_json::from_slice(&text).with_context(|| {
         format!(
-            "{} is no report of an evaluation; leave --resume out or name another file",
+            "{} is no report of an evaluation, and is left as it is; name another file",
             file.display()
         )
-    })
+    })?;
+    if !report.is_sound() {
+        bail!(
+            "{} has more accuracies than tasks, so it is no report of an evaluation, and is left as it is; name another file",
+            file.display()
+        );
+    }
+    match report.runs() {
+        0 => Ok(None),
+        _ if resume => Ok(Some(report)),
+        runs => bail!(
+            "{} holds {} already; add --resume to go on from there, or name another file",
+            file.display(),
+            count(runs, "finished run", "finished runs")
+        ),
+    }
+}
+
+/// The folder of a file.
+fn folder_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Checks before hours of work that a file could be written.
+fn check_writable(file: &Path) -> anyhow::Result<()> {
+    if fs::metadata(file).is_ok_and(|found| !found.is_file()) {
+        // A pipe or a device.
+        return Ok(());
+    }
+    tempfile::NamedTempFile::new_in(folder_of(file))
+        .map(drop)
+        // The name of the file that was tried says nothing.
+        .map_err(|error| io::Error::from(error.kind()))
+        .with_context(|| {
+            format!(
+                "cannot write to {}: choose a folder that is there and may be written to",
+                file.display()
+            )
+        })
 }
 
 /// Replaces the report in one step: an interruption leaves the one before.
 fn write(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
     let failed = || format!("cannot write the report to {}", file.display());
-    let folder = match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(file);
     // As any new file, where a temporary one would be for its owner alone.
     let mut temporary = tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(0o666))
@@ -157,12 +213,13 @@ impl Report for Comparison<'_> {
     }
 
     fn shortfalls(&self) -> Vec<String> {
-        match self.report.complete {
-            true => Vec::new(),
-            false => vec![
+        let mut shortfalls = skipped(self.report.skipped, "used");
+        if !self.report.complete {
+            shortfalls.push(
                 "stopped before every run was finished; --resume with the same --json file goes on"
                     .to_owned(),
-            ],
+            );
         }
+        shortfalls
     }
 }

@@ -430,7 +430,12 @@ fn vary<T: std::fmt::Display>(
     }
     let bare = std::mem::take(variants);
     for variant in bare {
-        for value in values {
+        for (at, value) in values.iter().enumerate() {
+            // A value that is listed twice would be two variants of one name.
+            let name = value.to_string();
+            if values[..at].iter().any(|other| other.to_string() == name) {
+                continue;
+            }
             let mut variant = variant.clone();
             if values.len() > 1 {
                 variant.name = format!("{} {what}={value}", variant.name);

@@ -9,7 +9,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::Progress;
-use crate::data::{FolderError, PrefixCache, TaskFolder, split_class};
+use crate::data::{FolderError, PrefixCache, Skipped, TaskFolder, split_class};
 use crate::learner::{EncodeError, EncodedClass, EncodedTask, Learner};
 use crate::vit::PrefixError;
 
@@ -70,8 +70,18 @@ pub enum BenchmarkError {
     Grouped { path: PathBuf, groups: usize },
     #[error("{} does not say how many tasks its {classes} classes make; choose 1 to {classes} with --tasks", path.display())]
     TasksMissing { path: PathBuf, classes: usize },
-    #[error("the class {class:?} of {} has no image to train on", path.display())]
-    Untrained { path: PathBuf, class: String },
+    #[error("the class {class:?} in {} has no image that can be read; add some, or take the class out of train and test", path.display())]
+    Empty { path: PathBuf, class: String },
+    #[error(
+        "{} and {} do not hold the same classes: {untested:?} are in the first alone, {untrained:?} in the second; add what is missing or take them out",
+        train.display(), test.display()
+    )]
+    Unmatched {
+        train: PathBuf,
+        test: PathBuf,
+        untested: Vec<String>,
+        untrained: Vec<String>,
+    },
     #[error(transparent)]
     Encode(#[from] EncodeError),
     #[error(transparent)]
@@ -106,6 +116,8 @@ pub struct Benchmark {
     cut: Option<usize>,
     /// Whether an order was given, which is not to be drawn then.
     ordered: bool,
+    /// Tells its images from others.
+    pub digest: u32,
     /// Files that could not be used.
     pub skipped: usize,
 }
@@ -159,13 +171,15 @@ impl Benchmark {
         }
         let mut paths: Vec<PathBuf> = Vec::new();
         let mut groups = Vec::new();
+        let mut skipped: Vec<Skipped> = Vec::new();
         for name in names {
             groups.push(Group {
-                train: list(&train.join(&name), &mut paths)?,
-                test: list(&test.join(&name), &mut paths)?,
+                train: list(&train.join(&name), &mut paths, &mut skipped)?,
+                test: list(&test.join(&name), &mut paths, &mut skipped)?,
                 name,
             });
         }
+        groups.iter().try_for_each(|group| matched(path, group))?;
         let cut = match (grouped, tasks) {
             (true, Some(asked)) if asked != groups.len() => {
                 return Err(BenchmarkError::Grouped {
@@ -199,15 +213,19 @@ impl Benchmark {
                     .collect();
                 (images.records, images.paths) = kept.into_iter().unzip();
             }
-            if let Some(empty) = group.train.iter().find(|images| images.records.is_empty()) {
-                return Err(BenchmarkError::Untrained {
-                    path: path.to_owned(),
-                    class: empty.class.clone(),
-                });
+            for (what, images) in [("train", &group.train), ("test", &group.test)] {
+                if let Some(empty) = images.iter().find(|images| images.records.is_empty()) {
+                    return Err(BenchmarkError::Empty {
+                        path: path.join(what).join(&group.name),
+                        class: empty.class.clone(),
+                    });
+                }
             }
         }
-        for (_, error) in &bad {
-            progress.warn(&format!("skipped: {error}"));
+        let digest = digest(&paths);
+        skipped.extend(bad.into_iter().map(|(_, error)| error.into()));
+        for lost in &skipped {
+            progress.warn(&format!("skipped: {lost}"));
         }
         Ok(Self {
             path: path.to_owned(),
@@ -216,7 +234,8 @@ impl Benchmark {
             groups,
             cut,
             ordered: !order.is_empty(),
-            skipped: bad.len(),
+            digest,
+            skipped: skipped.len(),
         })
     }
 
@@ -336,14 +355,50 @@ pub(super) fn joined<'a>(lessons: &[Lesson<'a>]) -> Option<EncodedTask<'a>> {
     })
 }
 
-/// Whether the folders in `train` hold folders in turn.
+/// Whether a folder in `train` holds folders in turn, and nothing but folders: a class may have one, too,
+/// that other programs keep their previews in.
 fn has_groups(train: &Path) -> Result<bool, BenchmarkError> {
     for name in folders(train)? {
-        if !folders(&train.join(name))?.is_empty() {
+        let folder = train.join(name);
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        let holds_files = entries.into_iter().any(|entry| entry.path().is_file());
+        if !holds_files && !folders(&folder)?.is_empty() {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Every class of `train` has to be asked about, and no other.
+fn matched(path: &Path, group: &Group) -> Result<(), BenchmarkError> {
+    let without = |classes: &[Images], others: &[Images]| -> Vec<String> {
+        let unmatched = classes
+            .iter()
+            .filter(|class| others.iter().all(|other| other.class != class.class));
+        unmatched.map(|class| class.class.clone()).collect()
+    };
+    let untested = without(&group.train, &group.test);
+    let untrained = without(&group.test, &group.train);
+    match untested.is_empty() && untrained.is_empty() {
+        true => Ok(()),
+        false => Err(BenchmarkError::Unmatched {
+            train: path.join("train").join(&group.name),
+            test: path.join("test").join(&group.name),
+            untested,
+            untrained,
+        }),
+    }
+}
+
+/// What tells these images from others: their names and lengths.
+fn digest(paths: &[PathBuf]) -> u32 {
+    let mut digest = crc32fast::Hasher::new();
+    for path in paths {
+        let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        digest.update(path.as_os_str().as_encoded_bytes());
+        digest.update(&length.to_le_bytes());
+    }
+    digest.finalize()
 }
 
 /// Names of the folders in `path`, sorted.
@@ -364,9 +419,16 @@ fn folders(path: &Path) -> Result<Vec<String>, BenchmarkError> {
     Ok(names)
 }
 
-/// The classes in `folder`; their images are added to `paths`, whose positions are the records.
-fn list(folder: &Path, paths: &mut Vec<PathBuf>) -> Result<Vec<Images>, BenchmarkError> {
+/// The classes in `folder`; their images are added to `paths`, whose positions are the records, and what cannot
+/// be used to `skipped`.
+fn list(
+    folder: &Path,
+    paths: &mut Vec<PathBuf>,
+    skipped: &mut Vec<Skipped>,
+) -> Result<Vec<Images>, BenchmarkError> {
     let scanned = TaskFolder::scan(folder)?;
+    let losses = scanned.skipped.into_iter();
+    skipped.extend(losses.filter(|skipped| skipped.reason.is_loss()));
     Ok(scanned
         .classes
         .into_iter()

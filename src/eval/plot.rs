@@ -361,6 +361,7 @@ mod tests {
             ranks: ranks.to_vec(),
             seconds: 1.0,
             peak_training_bytes: None,
+            made_with: None,
         }])
         .unwrap()
     }
@@ -377,6 +378,7 @@ mod tests {
             model_hash: String::new(),
             threads: 1,
             complete: true,
+            skipped: 0,
             methods: methods
                 .into_iter()
                 .map(|(name, method)| (name.to_owned(), method))

@@ -24,6 +24,16 @@ pub struct Run {
     pub seconds: f64,
     /// Most heap bytes in use at once while learning, beyond what was in use before.
     pub peak_training_bytes: Option<usize>,
+    /// Tells the settings, the order asked for and the images from others; `None` in reports of before.
+    #[serde(default)]
+    pub made_with: Option<String>,
+}
+
+impl Run {
+    /// Whether its figures can be computed.
+    fn is_sound(&self) -> bool {
+        self.matrix.iter().all(|row| row.len() <= self.images.len())
+    }
 }
 
 /// A method over all its seeds: means, and sample deviations where a name ends in `_std`.
@@ -113,6 +123,9 @@ pub struct EvalReport {
     pub threads: usize,
     /// Whether every run that was asked for has finished.
     pub complete: bool,
+    /// Files of the data that could not be used.
+    #[serde(default)]
+    pub skipped: usize,
     pub methods: BTreeMap<String, MethodReport>,
 }
 
@@ -126,6 +139,17 @@ impl EvalReport {
             && self.resolution == other.resolution
             && self.model_hash == other.model_hash
             && self.threads == other.threads
+    }
+
+    /// Whether every figure can be computed, as in what was not changed by hand.
+    pub fn is_sound(&self) -> bool {
+        let mut methods = self.methods.values();
+        methods.all(|method| method.runs.iter().all(Run::is_sound))
+    }
+
+    /// How many runs have finished.
+    pub fn runs(&self) -> usize {
+        self.methods.values().map(|method| method.runs.len()).sum()
     }
 
     /// The finished run of a method with a seed.

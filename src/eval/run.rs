@@ -9,7 +9,9 @@ use super::lda::{PerTask, Sequential};
 use super::linear::Linear;
 use super::method::{Method, Variant};
 use super::report::{EvalReport, MethodReport, Run};
-use crate::learner::{AdaptBlocks, LearnError, LearnSettings, Learner, Research, SetupError};
+use crate::learner::{
+    AdaptBlocks, LearnError, LearnSettings, Learner, Research, Setup, SetupError,
+};
 use crate::{Progress, Stage};
 
 /// Exemplars a class that `replay` keeps.
@@ -51,6 +53,23 @@ pub enum EvalError {
         "the runs to go on from belong to another comparison (other data, tasks, order, resolution, model or threads); leave --resume out or name another file"
     )]
     OtherComparison,
+    #[error(
+        "the runs of {method} to go on from were made with other settings, another --order or other images; leave --resume out or name another file"
+    )]
+    OtherSettings { method: String },
+}
+
+/// Tells what a variant's runs were made with from anything else, seeds aside.
+fn made_with(variant: &Variant, asked: &EvalSettings, benchmark: &Benchmark) -> String {
+    let setup = Setup {
+        seed: 0,
+        ..variant.setup.clone()
+    };
+    let all = format!(
+        "{setup:?} {:?} {:?} {:08x}",
+        variant.settings, asked.order, benchmark.digest
+    );
+    format!("{:08x}", crc32fast::hash(all.as_bytes()))
 }
 
 /// Runs every variant with every seed and reports on all of them. Runs that `report` holds already
@@ -87,6 +106,7 @@ pub fn evaluate(
         model_hash: learner.knowledge().model.hash.to_string(),
         threads: learner.pool().current_num_threads(),
         complete: false,
+        skipped: 0,
         methods: Default::default(),
     };
     let mut blocks: Vec<AdaptBlocks> = Vec::new();
@@ -113,11 +133,22 @@ pub fn evaluate(
             progress,
         )?;
         report.tasks = benchmark.tasks();
+        report.skipped = benchmark.skipped;
         if let Some(earlier) = earlier.take() {
             if !earlier.continues(&report) {
                 return Err(EvalError::OtherComparison);
             }
             report.methods = earlier.methods;
+        }
+        for variant in &here {
+            let made_with = made_with(variant, settings, &benchmark);
+            let others = |run: &Run| run.made_with.as_ref().is_some_and(|run| *run != made_with);
+            let method = report.methods.get(&variant.name);
+            if method.is_some_and(|method| method.runs.iter().any(others)) {
+                return Err(EvalError::OtherSettings {
+                    method: variant.name.clone(),
+                });
+            }
         }
         let wanted = |report: &EvalReport| {
             let mut runs = Vec::new();
@@ -139,10 +170,11 @@ pub fn evaluate(
                 seed,
                 order: settings.order_seed + seed,
             };
-            let Some(run) = job.run(learner, peak_heap, progress)? else {
+            let Some(mut run) = job.run(learner, peak_heap, progress)? else {
                 progress.finish();
                 return Ok(report);
             };
+            run.made_with = Some(made_with(variant, settings, &benchmark));
             let mut runs = report
                 .methods
                 .remove(&variant.name)
@@ -213,6 +245,7 @@ impl Job<'_> {
             ranks: Vec::new(),
             seconds: 0.0,
             peak_training_bytes: None,
+            made_with: None,
         };
         let mut contender = self.contender(learner, setup);
         let at_once = joined(&lessons).filter(|_| self.variant.method == Method::Joint);

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use fledge::state::Knowledge;
 use serde_json::Value;
@@ -37,6 +37,11 @@ impl Scene {
     }
 
     pub fn run(&self, arguments: &[&str]) -> Output {
+        self.start(arguments).wait_with_output().unwrap()
+    }
+
+    /// Starts the program without waiting for its end.
+    pub fn start(&self, arguments: &[&str]) -> Child {
         Command::new(env!("CARGO_BIN_EXE_fledge"))
             .args(arguments)
             .current_dir(self.folder.path())
@@ -44,7 +49,9 @@ impl Scene {
             .env_remove("FLEDGE_CONFIG")
             .env("FLEDGE_HOME", self.path("home"))
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .unwrap()
     }
 

@@ -73,7 +73,7 @@ pub fn emit<R: Report>(report: &R, json: bool) -> anyhow::Result<Outcome> {
     })
 }
 
-fn skipped(files: usize, done: &str) -> Vec<String> {
+pub fn skipped(files: usize, done: &str) -> Vec<String> {
     match files {
         0 => Vec::new(),
         1 => vec![format!(
