@@ -378,15 +378,20 @@ fn folders_that_do_not_match_are_named_and_unreadable_photos_are_no_success() {
         "--tasks", "2", "--method", "frozen", "--seeds", "1", "--json", "-",
     ];
     let flags = [&CLASSES[..], &flags].concat();
-    // What other programs keep beside the photos of a class does not make it a group.
+    // What other programs keep beside the photos of a class does not make it a group; that it is not read is
+    // said, as `learn` says it.
     let previews = scene.path("bench/train/tit/@eaDir");
     fs::create_dir(previews).unwrap();
     fs::write(scene.path("bench/test/tit/bad.png"), "no picture").unwrap();
     let output = eval(&scene, &flags);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["skipped"], 1);
-    assert!(text(&output.stderr).contains("bad.png"));
+    assert_eq!(report["skipped"], 2);
+    let told = text(&output.stderr);
+    assert!(
+        told.contains("bad.png") && told.contains("@eaDir"),
+        "{told}"
+    );
 
     fs::rename(scene.path("bench/test/tit"), scene.path("bench/test/Tit")).unwrap();
     let output = eval(&scene, &flags);
