@@ -48,11 +48,14 @@ fn benchmark(scene: &Scene) {
     }
 }
 
-/// The same classes from two groups, as `grouped/train/<group>/<class>`.
+/// The same classes from two groups, with what other programs leave beside them, as `grouped/train/<group>/<class>`.
 fn grouped(scene: &Scene) {
     benchmark(scene);
     for part in ["train", "test"] {
         for (group, classes) in [("day", ["robin", "tit"]), ("night", ["robin", "tit"])] {
+            fs::create_dir_all(scene.path(&format!("grouped/{part}/{group}"))).unwrap();
+            let note = scene.path(&format!("grouped/{part}/{group}/.DS_Store"));
+            fs::write(note, "no picture").unwrap();
             for class in classes {
                 let to = scene.path(&format!("grouped/{part}/{group}/{class}"));
                 fs::create_dir_all(&to).unwrap();

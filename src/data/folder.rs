@@ -213,6 +213,14 @@ fn images_of(class: &Path, skipped: &mut Vec<Skipped>) -> io::Result<Vec<PathBuf
 }
 
 /// Names in a folder but for hidden ones, sorted by their bytes.
+/// Whether an image lies directly in `folder`.
+pub(crate) fn holds_images(folder: &Path) -> bool {
+    let names = visible_names(folder).unwrap_or_default();
+    names
+        .iter()
+        .any(|name| matches!(kind(&folder.join(name)), Kind::Image))
+}
+
 fn visible_names(folder: &Path) -> io::Result<Vec<OsString>> {
     let mut names = fs::read_dir(folder)?
         .map(|entry| Ok(entry?.file_name()))

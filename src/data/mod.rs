@@ -13,6 +13,7 @@ mod token_mean;
 
 pub use cache::{CacheError, PrefixCache};
 pub use decode::{DecodeError, Fault, Limits, Rgb, Undecoded, decode, decode_bytes};
+pub(crate) use folder::holds_images;
 pub use folder::{ClassFolder, FolderError, SkipReason, Skipped, TaskFolder};
 pub use preprocess::{Fit, normalise, patchify, resize_square};
 pub use rows::RowFile;

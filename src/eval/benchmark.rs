@@ -9,7 +9,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::Progress;
-use crate::data::{FolderError, PrefixCache, Skipped, TaskFolder, split_class};
+use crate::data::{FolderError, PrefixCache, Skipped, TaskFolder, holds_images, split_class};
 use crate::learner::{EncodeError, EncodedClass, EncodedTask, Learner};
 use crate::vit::PrefixError;
 
@@ -355,14 +355,12 @@ pub(super) fn joined<'a>(lessons: &[Lesson<'a>]) -> Option<EncodedTask<'a>> {
     })
 }
 
-/// Whether a folder in `train` holds folders in turn, and nothing but folders: a class may have one, too,
+/// Whether a folder in `train` holds folders in turn, and no image: a class may have one, too,
 /// that other programs keep their previews in.
 fn has_groups(train: &Path) -> Result<bool, BenchmarkError> {
     for name in folders(train)? {
         let folder = train.join(name);
-        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-        let holds_files = entries.into_iter().any(|entry| entry.path().is_file());
-        if !holds_files && !folders(&folder)?.is_empty() {
+        if !folders(&folder)?.is_empty() && !holds_images(&folder) {
             return Ok(true);
         }
     }

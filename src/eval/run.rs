@@ -50,11 +50,11 @@ pub enum EvalError {
         source: Box<LearnError>,
     },
     #[error(
-        "the runs to go on from belong to another comparison (other data, tasks, order, resolution, model or threads); leave --resume out or name another file"
+        "the runs to go on from belong to another comparison (other data, tasks, order, resolution, model or threads); name another file for these"
     )]
     OtherComparison,
     #[error(
-        "the runs of {method} to go on from were made with other settings, another --order or other images; leave --resume out or name another file"
+        "the runs of {method} to go on from were made with other settings, another --order or other images; name another file for these"
     )]
     OtherSettings { method: String },
 }
