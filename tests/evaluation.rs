@@ -183,7 +183,8 @@ fn finished_runs_are_kept_and_not_repeated() {
         &[&flags[..], &["--order-seed", "7", "--resume"]].concat(),
     );
     assert_eq!(other.status.code(), Some(1));
-    assert!(text(&other.stderr).contains("another comparison"));
+    let told = text(&other.stderr);
+    assert!(told.contains("order seed is 1993 and not 7"), "{told}");
     assert_eq!(seconds(0), first, "the report was lost");
 }
 
@@ -214,6 +215,14 @@ fn a_file_that_is_there_is_only_gone_on_from() {
         refused(&[], "is no report of an evaluation");
         refused(&["--resume"], "is no report of an evaluation");
     }
+    fs::remove_file(scene.path("out.json")).unwrap();
+    assert!(eval(&scene, &flags).status.success());
+    let mut report: Value =
+        serde_json::from_slice(&fs::read(scene.path("out.json")).unwrap()).unwrap();
+    let rows = &mut report["methods"]["frozen"]["runs"][0]["matrix"];
+    rows[1].as_array_mut().unwrap().pop();
+    fs::write(scene.path("out.json"), report.to_string()).unwrap();
+    refused(&["--resume"], "is no report of an evaluation");
     fs::remove_file(scene.path("out.json")).unwrap();
     fs::create_dir(scene.path("out.json")).unwrap();
     refused(&[], "is no file");
@@ -271,7 +280,7 @@ fn listed_values_become_methods_of_their_own() {
         "--rank",
         "auto,2",
         "--prompts",
-        "0,3",
+        "0,3,0",
     ];
     let flags = [
         &CLASSES[..],
@@ -335,6 +344,17 @@ fn what_is_wrong_with_a_benchmark_is_said() {
         "dusk,day",
     ];
     assert!(told(&order).contains("dusk"));
+    fs::rename(
+        scene.path("grouped/test/day"),
+        scene.path("grouped/test/dawn"),
+    )
+    .unwrap();
+    let domains = ["--protocol", "domain-incremental", "--data", "grouped"];
+    let unmatched = told(&domains);
+    assert!(
+        unmatched.contains("[\"day\"]") && unmatched.contains("[\"dawn\"]"),
+        "{unmatched}"
+    );
 }
 
 #[test]
@@ -371,6 +391,63 @@ fn a_report_that_could_not_be_written_is_said_before_any_work() {
         assert!(text(&output.stderr).contains("nowhere/out"));
         assert!(output.stdout.is_empty());
     }
+    for (more, why) in [
+        (vec!["--plot", "bench"], "is a folder"),
+        (
+            vec!["--json", "out.json", "--plot", "./out.json"],
+            "over the report",
+        ),
+    ] {
+        let flags = ["--tasks", "2", "--method", "frozen"];
+        let output = eval(&scene, &[&CLASSES[..], &flags, &more].concat());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains(why), "{more:?}");
+        assert!(output.stdout.is_empty() && !scene.path("out.json").exists());
+    }
+}
+
+/// An evaluation into `out/report.json` whose folder goes as soon as the runs begin, and the first
+/// warning that the report could not be written.
+fn evaluation_without_its_folder(scene: &Scene) -> Child {
+    benchmark(scene);
+    fs::write(scene.path("bench/train/tit/bad.png"), "no picture").unwrap();
+    fs::create_dir(scene.path("out")).unwrap();
+    let flags = "eval --protocol class-incremental --data bench --tasks 5 --method finetune \
+                 --seeds 4 --model small --resolution 28 --epochs 20 --json out/report.json";
+    let mut child = scene.start(&flags.split_whitespace().collect::<Vec<_>>());
+    await_line(&mut child, "bad.png");
+    fs::rename(scene.path("out"), scene.path("elsewhere")).unwrap();
+    await_line(&mut child, "trying again after the next run");
+    child
+}
+
+#[test]
+fn a_report_that_could_not_be_written_for_a_while_is_whole_at_the_end() {
+    let scene = Scene::new();
+    let child = evaluation_without_its_folder(&scene);
+    fs::rename(scene.path("elsewhere"), scene.path("out")).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let report: Value =
+        serde_json::from_slice(&fs::read(scene.path("out/report.json")).unwrap()).unwrap();
+    assert_eq!(report["complete"], true);
+    let runs = report["methods"]["finetune"]["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 4);
+    assert!(text(&output.stdout).contains("finetune"));
+}
+
+#[test]
+fn a_report_that_could_not_be_written_at_all_is_no_success() {
+    let scene = Scene::new();
+    let child = evaluation_without_its_folder(&scene);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    let last = told.lines().last().unwrap();
+    assert!(
+        last.contains("cannot write the report to out/report.json"),
+        "{told}"
+    );
+    assert!(text(&output.stdout).contains("finetune"));
 }
 
 #[test]

@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
+use fledge::Progress;
 use fledge::eval::{EvalReport, evaluate, plot};
 use fledge::learner::Learner;
 use fledge::vit::store::{Description, ModelStore};
@@ -25,9 +26,18 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
         Some(file) => earlier(file, settings.resume)?,
         None => None,
     };
+    let plotted = settings.plot.as_deref();
     file.into_iter()
-        .chain(settings.plot.as_deref())
+        .chain(plotted)
         .try_for_each(check_writable)?;
+    if let (Some(report), Some(picture)) = (file, plotted)
+        && whereabouts(report) == whereabouts(picture)
+    {
+        bail!(
+            "the picture would be written over the report in {}; give --plot a file of its own",
+            report.display()
+        );
+    }
     let name = settings
         .model
         .clone()
@@ -37,32 +47,37 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
     let comparison = settings.comparison(depth);
     let setup = &comparison.variants[0].setup;
     let mut learner = Learner::new(weights, &name, setup, settings.threads.get())?;
-    let mut kept = Ok(());
-    let report = evaluate(
+    let mut unwritten = None;
+    let evaluated = evaluate(
         &mut learner,
         &comparison,
         earlier,
         Some(&heap::Counted),
         progress,
         &mut |report| {
-            // What cannot be written now may be when the next run has finished.
-            if let Some(file) = file {
-                kept = write(file, report);
-            }
+            let Some(file) = file else { return };
+            unwritten = write(file, report).err().map(|error| {
+                progress.warn(&format!("{error:#}; trying again after the next run"));
+                report.clone()
+            });
         },
-    )?;
+    );
+    let report = match (evaluated, unwritten) {
+        (Ok(report), _) => report,
+        (Err(error), unwritten) => {
+            let kept = file
+                .zip(unwritten.as_ref())
+                .map_or(Ok(()), |(file, report)| write(file, report));
+            return Err(together([error.into()].into_iter().chain(kept.err())));
+        }
+    };
     if report.runs() == 0 {
         bail!("stopped before a first run was finished, so there is nothing to show or to keep");
     }
-    if let Some(file) = file {
-        kept = write(file, &report);
-    }
-    // The figures are shown even where files fail.
-    let drawn = settings
-        .plot
-        .as_deref()
-        .map_or(Ok(()), |file| draw(file, &report));
-    let outcome = emit(
+    // The figures are shown even where files fail, and files written where nothing can be shown.
+    let kept = file.map_or(Ok(()), |file| write(file, &report));
+    let drawn = plotted.map_or(Ok(()), |file| draw(file, &report));
+    let shown = emit(
         &Comparison {
             report: &report,
             names: comparison
@@ -72,8 +87,22 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
                 .collect(),
         },
         settings.json == Some(Destination::Stdout),
-    )?;
-    kept.and(drawn).map(|()| outcome)
+    );
+    match kept
+        .err()
+        .into_iter()
+        .chain(drawn.err())
+        .collect::<Vec<_>>()
+    {
+        failed if failed.is_empty() => shown,
+        failed => Err(together(failed.into_iter().chain(shown.err()))),
+    }
+}
+
+/// Everything that failed, as one error.
+fn together(errors: impl Iterator<Item = anyhow::Error>) -> anyhow::Error {
+    let told: Vec<String> = errors.map(|error| format!("{error:#}")).collect();
+    anyhow!(told.join("; and "))
 }
 
 fn draw(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
@@ -103,7 +132,7 @@ fn earlier(file: &Path, resume: bool) -> anyhow::Result<Option<EvalReport>> {
     })?;
     if !report.is_sound() {
         bail!(
-            "{} has more accuracies than tasks, so it is no report of an evaluation, and is left as it is; name another file",
+            "{} has other accuracies than its tasks ask for, so it is no report of an evaluation, and is left as it is; name another file",
             file.display()
         );
     }
@@ -126,11 +155,27 @@ fn folder_of(file: &Path) -> &Path {
     }
 }
 
+/// What tells a file from others, whether it is there yet or not.
+fn whereabouts(file: &Path) -> Option<PathBuf> {
+    let there = || {
+        Some(
+            fs::canonicalize(folder_of(file))
+                .ok()?
+                .join(file.file_name()?),
+        )
+    };
+    fs::canonicalize(file).ok().or_else(there)
+}
+
 /// Checks before hours of work that a file could be written.
 fn check_writable(file: &Path) -> anyhow::Result<()> {
-    if fs::metadata(file).is_ok_and(|found| !found.is_file()) {
+    match fs::metadata(file) {
+        Ok(found) if found.is_dir() => {
+            bail!("{} is a folder; name a file", file.display());
+        }
         // A pipe or a device.
-        return Ok(());
+        Ok(found) if !found.is_file() => return Ok(()),
+        _ => {}
     }
     tempfile::NamedTempFile::new_in(folder_of(file))
         .map(drop)

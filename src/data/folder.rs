@@ -212,7 +212,6 @@ fn images_of(class: &Path, skipped: &mut Vec<Skipped>) -> io::Result<Vec<PathBuf
     Ok(images)
 }
 
-/// Names in a folder but for hidden ones, sorted by their bytes.
 /// Whether an image lies directly in `folder`.
 pub(crate) fn holds_images(folder: &Path) -> bool {
     let names = visible_names(folder).unwrap_or_default();
@@ -221,6 +220,7 @@ pub(crate) fn holds_images(folder: &Path) -> bool {
         .any(|name| matches!(kind(&folder.join(name)), Kind::Image))
 }
 
+/// Names in a folder but for hidden ones, sorted by their bytes.
 fn visible_names(folder: &Path) -> io::Result<Vec<OsString>> {
     let mut names = fs::read_dir(folder)?
         .map(|entry| Ok(entry?.file_name()))

@@ -30,9 +30,17 @@ pub struct Run {
 }
 
 impl Run {
-    /// Whether its figures can be computed.
-    fn is_sound(&self) -> bool {
-        self.matrix.iter().all(|row| row.len() <= self.images.len())
+    /// Whether it is what a run over `tasks` tasks leaves: a row a task that is one longer each,
+    /// or a single one of all tasks, and every percentage one.
+    fn is_sound(&self, tasks: usize) -> bool {
+        let at_once = self.matrix.len() == 1;
+        let whole = self.images.len() == tasks && (at_once || self.matrix.len() == tasks);
+        let mut rows = self.matrix.iter().enumerate();
+        whole
+            && rows.all(|(task, row)| {
+                row.len() == if at_once { tasks } else { task + 1 }
+                    && row.iter().all(|percent| (0.0..=100.0).contains(percent))
+            })
     }
 }
 
@@ -129,22 +137,41 @@ pub struct EvalReport {
     pub methods: BTreeMap<String, MethodReport>,
 }
 
+/// What tells one comparison from another.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} is {theirs} and not {ours}")]
+pub struct Difference {
+    /// "tasks" or "model".
+    pub what: &'static str,
+    pub theirs: String,
+    pub ours: String,
+}
+
 impl EvalReport {
-    /// Whether the runs in `self` belong to the same comparison as those of `other` would.
-    pub fn continues(&self, other: &Self) -> bool {
-        self.protocol == other.protocol
-            && self.data == other.data
-            && self.tasks == other.tasks
-            && self.order_seed == other.order_seed
-            && self.resolution == other.resolution
-            && self.model_hash == other.model_hash
-            && self.threads == other.threads
+    /// What keeps the runs in `self` from belonging to the same comparison as those of `other`
+    /// would, if anything does.
+    pub fn difference(&self, other: &Self) -> Option<Difference> {
+        let model = |report: &Self| format!("{} ({})", report.model, report.model_hash);
+        let pairs = |report: &Self| {
+            [
+                ("protocol", report.protocol.clone()),
+                ("data", report.data.clone()),
+                ("tasks", report.tasks.to_string()),
+                ("order seed", report.order_seed.to_string()),
+                ("resolution", report.resolution.to_string()),
+                ("model", model(report)),
+                ("threads", report.threads.to_string()),
+            ]
+        };
+        let mut both = pairs(self).into_iter().zip(pairs(other));
+        let ((what, theirs), (_, ours)) = both.find(|(theirs, ours)| theirs != ours)?;
+        Some(Difference { what, theirs, ours })
     }
 
-    /// Whether every figure can be computed, as in what was not changed by hand.
+    /// Whether its runs are what an evaluation leaves, as in what was not changed by hand.
     pub fn is_sound(&self) -> bool {
-        let mut methods = self.methods.values();
-        methods.all(|method| method.runs.iter().all(Run::is_sound))
+        let mut runs = self.methods.values().flat_map(|method| &method.runs);
+        runs.all(|run| run.is_sound(self.tasks))
     }
 
     /// How many runs have finished.

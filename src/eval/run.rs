@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::benchmark::{Benchmark, BenchmarkError, Lesson, Protocol, joined};
+use super::benchmark::{Benchmark, Lesson, joined};
 use super::contender::Contender;
 use super::lda::{PerTask, Sequential};
 use super::linear::Linear;
+use super::listing::{BenchmarkError, Listing, Protocol};
 use super::method::{Method, Variant};
-use super::report::{EvalReport, MethodReport, Run};
+use super::report::{Difference, EvalReport, MethodReport, Run};
+use crate::data::Skipped;
 use crate::learner::{
     AdaptBlocks, LearnError, LearnSettings, Learner, Research, Setup, SetupError,
 };
@@ -50,9 +52,9 @@ pub enum EvalError {
         source: Box<LearnError>,
     },
     #[error(
-        "the runs to go on from belong to another comparison (other data, tasks, order, resolution, model or threads); name another file for these"
+        "the runs to go on from belong to another comparison: their {0}; name another file for these"
     )]
-    OtherComparison,
+    OtherComparison(Difference),
     #[error(
         "the runs of {method} to go on from were made with other settings, another --order or other images; name another file for these"
     )]
@@ -60,14 +62,14 @@ pub enum EvalError {
 }
 
 /// Tells what a variant's runs were made with from anything else, seeds aside.
-fn made_with(variant: &Variant, asked: &EvalSettings, benchmark: &Benchmark) -> String {
+fn made_with(variant: &Variant, asked: &EvalSettings, images: u32) -> String {
     let setup = Setup {
         seed: 0,
         ..variant.setup.clone()
     };
     let all = format!(
-        "{setup:?} {:?} {:?} {:08x}",
-        variant.settings, asked.order, benchmark.digest
+        "{setup:?} {:?} {:?} {images:08x}",
+        variant.settings, asked.order
     );
     format!("{:08x}", crc32fast::hash(all.as_bytes()))
 }
@@ -95,10 +97,16 @@ pub fn evaluate(
         setup.demand(learner.weights().geometry(), 0, 0, 1, 1)?;
         settings.check(setup.rank)?;
     }
+    let listing = Listing::scan(
+        &settings.data,
+        settings.protocol,
+        settings.tasks,
+        &settings.order,
+    )?;
     let mut report = EvalReport {
         protocol: settings.protocol.to_string(),
         data: settings.data.display().to_string(),
-        tasks: settings.tasks.unwrap_or(0),
+        tasks: listing.tasks(),
         seeds: settings.seeds,
         order_seed: settings.order_seed,
         resolution: learner.knowledge().resolution,
@@ -106,63 +114,59 @@ pub fn evaluate(
         model_hash: learner.knowledge().model.hash.to_string(),
         threads: learner.pool().current_num_threads(),
         complete: false,
-        skipped: 0,
+        skipped: listing.skipped.len(),
         methods: Default::default(),
     };
+    if let Some(earlier) = earlier {
+        if let Some(difference) = earlier.difference(&report) {
+            return Err(EvalError::OtherComparison(difference));
+        }
+        report.methods = earlier.methods;
+        report.skipped = earlier.skipped.max(report.skipped);
+    }
+    let images = listing.digest();
+    for variant in &settings.variants {
+        let made_with = made_with(variant, settings, images);
+        let others = |run: &Run| run.made_with.as_ref().is_some_and(|run| *run != made_with);
+        let method = report.methods.get(&variant.name);
+        if method.is_some_and(|method| method.runs.iter().any(others)) {
+            return Err(EvalError::OtherSettings {
+                method: variant.name.clone(),
+            });
+        }
+    }
+    let tell = |lost: &Skipped| progress.warn(&format!("skipped: {lost}"));
+    listing.skipped.iter().for_each(tell);
+    let mut told = false;
     let mut blocks: Vec<AdaptBlocks> = Vec::new();
     for variant in &settings.variants {
         if !blocks.contains(&variant.setup.adapt_blocks) {
             blocks.push(variant.setup.adapt_blocks);
         }
     }
-    let mut earlier = earlier;
     for adapt_blocks in blocks {
-        let here: Vec<&Variant> = settings
-            .variants
-            .iter()
-            .filter(|variant| variant.setup.adapt_blocks == adapt_blocks)
-            .collect();
-        // The cache rests on the first adapted block, which is all that this setup decides.
-        learner.start_over(&here[0].setup)?;
-        let benchmark = Benchmark::open(
-            &settings.data,
-            settings.protocol,
-            settings.tasks,
-            &settings.order,
-            learner,
-            progress,
-        )?;
-        report.tasks = benchmark.tasks();
-        report.skipped = benchmark.skipped;
-        if let Some(earlier) = earlier.take() {
-            if !earlier.continues(&report) {
-                return Err(EvalError::OtherComparison);
-            }
-            report.methods = earlier.methods;
-        }
-        for variant in &here {
-            let made_with = made_with(variant, settings, &benchmark);
-            let others = |run: &Run| run.made_with.as_ref().is_some_and(|run| *run != made_with);
-            let method = report.methods.get(&variant.name);
-            if method.is_some_and(|method| method.runs.iter().any(others)) {
-                return Err(EvalError::OtherSettings {
-                    method: variant.name.clone(),
-                });
-            }
-        }
-        let wanted = |report: &EvalReport| {
-            let mut runs = Vec::new();
-            for seed in 0..settings.seeds {
-                for &variant in &here {
-                    if report.run(&variant.name, seed).is_none() {
-                        runs.push((variant, seed));
-                    }
+        let mut runs = Vec::new();
+        for seed in 0..settings.seeds {
+            for variant in &settings.variants {
+                let here = variant.setup.adapt_blocks == adapt_blocks;
+                if here && report.run(&variant.name, seed).is_none() {
+                    runs.push((variant, seed));
                 }
             }
-            runs
+        }
+        let Some((first, _)) = runs.first() else {
+            continue;
         };
-        let runs = wanted(&report);
-        progress.begin(Stage::Evaluate, runs.len() * benchmark.tasks());
+        // The cache rests on the first adapted block, which is all that this setup decides.
+        learner.start_over(&first.setup)?;
+        let benchmark = Benchmark::encode(&listing, learner, progress)?;
+        // The same files are left out whatever is adapted.
+        if !told {
+            benchmark.unreadable.iter().for_each(tell);
+            report.skipped = listing.skipped.len() + benchmark.unreadable.len();
+            told = true;
+        }
+        progress.begin(Stage::Evaluate, runs.len() * listing.tasks());
         for (variant, seed) in runs {
             let job = Job {
                 benchmark: &benchmark,
@@ -174,7 +178,7 @@ pub fn evaluate(
                 progress.finish();
                 return Ok(report);
             };
-            run.made_with = Some(made_with(variant, settings, &benchmark));
+            run.made_with = Some(made_with(variant, settings, images));
             let mut runs = report
                 .methods
                 .remove(&variant.name)

@@ -6,46 +6,27 @@
 //! in [panels](crate::kernels::panels); positions and registers are row-major.
 //! Layer scale, where the model has one, is already multiplied into the projection behind it.
 
+mod file;
+mod identity;
 mod layout;
 
 use std::borrow::Cow;
-use std::fs::{File, Permissions};
-use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::{Activation, Geometry};
+use super::Geometry;
 use crate::kernels::panels::Panels;
+use file::{ALIGNMENT, Header, read_header, write_file};
+pub use identity::ContentHash;
+use identity::content_hash;
 pub(crate) use layout::weights_bytes;
 use layout::{BLOCK_TENSORS, EMBEDDING_TENSORS, Stored, layout};
-
-const MAGIC: [u8; 8] = *b"fledgewt";
-const VERSION: u32 = 2;
-const ALIGNMENT: usize = 64;
-/// A header is a few hundred bytes; anything much longer is not one of ours.
-const MAX_HEADER: usize = 1 << 16;
-
-/// SHA-256 over geometry, preprocessing and every weight: the identity of a model.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ContentHash(pub [u8; 32]);
-
-impl std::fmt::Display for ContentHash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl std::fmt::Debug for ContentHash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ContentHash({self})")
-    }
-}
 
 /// How pixels become the model's input: `(rgb / 255 - mean) / std`, per channel.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -129,13 +110,6 @@ pub struct BlockWeights<'a> {
 /// bias, fc2 weight and bias; then the final norm's gain and bias.
 #[derive(Debug, Clone, Default)]
 pub struct Tensors(pub Vec<Vec<f32>>);
-
-#[derive(Serialize, Deserialize)]
-struct Header {
-    geometry: Geometry,
-    preprocessing: Preprocessing,
-    hash: ContentHash,
-}
 
 /// A model file, mapped read-only. Pages are clean and shared between processes; a clone is another
 /// handle on the same mapping.
@@ -390,139 +364,6 @@ fn malformed(path: &Path, reason: String) -> WeightsError {
         path: path.to_owned(),
         reason,
     }
-}
-
-fn little_endian(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-/// What the hash of a model begins with. It is spelled out because states name their model by this hash: it
-/// must not change with a field's name or with what the compiler derives.
-fn description(g: &Geometry, p: &Preprocessing) -> String {
-    let activation = match g.activation {
-        Activation::Gelu => "Gelu",
-        Activation::GeluTanh => "GeluTanh",
-    };
-    format!(
-        "Geometry {{ dim: {}, depth: {}, heads: {}, hidden: {}, patch: {}, image: {}, registers: {}, \
-         position_grid: {}, norm_eps: {:?}, activation: {activation}, layer_scale: {} }}\
-         Preprocessing {{ mean: {:?}, std: {:?} }}",
-        g.dim,
-        g.depth,
-        g.heads,
-        g.hidden,
-        g.patch,
-        g.image,
-        g.registers,
-        g.position_grid,
-        g.norm_eps,
-        g.layer_scale,
-        p.mean,
-        p.std,
-    )
-}
-
-/// Of the tensors as an import produces them.
-fn content_hash<'t>(
-    g: &Geometry,
-    p: &Preprocessing,
-    tensors: impl Iterator<Item = Cow<'t, [f32]>>,
-) -> ContentHash {
-    let mut hasher = Sha256::new();
-    hasher.update(description(g, p));
-    for tensor in tensors {
-        hasher.update(little_endian(&tensor));
-    }
-    ContentHash(hasher.finalize().into())
-}
-
-fn write_file(
-    path: &Path,
-    header: &Header,
-    tensors: &Tensors,
-    layout: &[Stored],
-) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    // As any new file: a service of another user reads models too.
-    let mut temporary = tempfile::Builder::new()
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder)?;
-    let mut out = BufWriter::new(temporary.as_file_mut());
-    let encoded = postcard::to_allocvec(header).map_err(io::Error::other)?;
-    out.write_all(&MAGIC)?;
-    out.write_all(&VERSION.to_le_bytes())?;
-    out.write_all(
-        &u32::try_from(encoded.len())
-            .map_err(io::Error::other)?
-            .to_le_bytes(),
-    )?;
-    out.write_all(&encoded)?;
-    for (tensor, stored) in tensors.0.iter().zip(layout) {
-        let position = usize::try_from(out.stream_position()?).map_err(io::Error::other)?;
-        out.write_all(&vec![0; position.next_multiple_of(ALIGNMENT) - position])?;
-        match *stored {
-            Stored::Plain(_) => out.write_all(&little_endian(tensor))?,
-            Stored::Panels(rows, cols) => {
-                out.write_all(&little_endian(&Panels::pack(tensor, rows, cols)))?;
-            }
-        }
-    }
-    out.flush()?;
-    drop(out);
-    temporary.as_file().sync_all()?;
-    temporary.persist(path).map_err(|e| e.error)?;
-    Ok(())
-}
-
-/// Whether lengths computed from a geometry stay far from overflow and divisions by zero.
-fn plausible(g: &Geometry) -> bool {
-    let sizes = [
-        g.dim,
-        g.depth,
-        g.heads,
-        g.hidden,
-        g.patch,
-        g.image,
-        g.position_grid,
-    ];
-    sizes.iter().all(|size| (1..=1 << 14).contains(size))
-        && g.registers <= 1 << 14
-        && g.dim.is_multiple_of(g.heads)
-        && g.dim as u64 * g.hidden as u64 * g.depth as u64 <= 1 << 34
-}
-
-fn read_header(file: &mut File, path: &Path) -> Result<(Header, usize), WeightsError> {
-    let mut fixed = [0; 16];
-    file.seek(SeekFrom::Start(0))
-        .and_then(|_| file.read_exact(&mut fixed))
-        .map_err(|e| malformed(path, format!("its header is cut short ({e})")))?;
-    let word =
-        |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
-    if fixed[..8] != MAGIC {
-        return Err(malformed(path, "it does not start as one".into()));
-    }
-    if word(8) != VERSION {
-        return Err(malformed(
-            path,
-            format!(
-                "it has format version {}, this fledge reads {VERSION}",
-                word(8)
-            ),
-        ));
-    }
-    let length = word(12) as usize;
-    if length > MAX_HEADER {
-        return Err(malformed(path, "its header length is absurd".into()));
-    }
-    let mut encoded = vec![0; length];
-    file.read_exact(&mut encoded)
-        .map_err(|e| malformed(path, format!("its header is cut short ({e})")))?;
-    let header: Header = postcard::from_bytes(&encoded)
-        .map_err(|e| malformed(path, format!("its header cannot be decoded ({e})")))?;
-    if !plausible(&header.geometry) {
-        return Err(malformed(path, "its geometry is absurd".into()));
-    }
-    Ok((header, (fixed.len() + length).next_multiple_of(ALIGNMENT)))
 }
 
 #[cfg(test)]
