@@ -74,7 +74,7 @@ fn made_with(variant: &Variant, asked: &EvalSettings, images: u32) -> String {
     format!("{:08x}", crc32fast::hash(all.as_bytes()))
 }
 
-/// Runs every variant with every seed and reports on all of them. Runs that `report` holds already
+/// Runs every variant with every seed and reports on all of them. Runs that `earlier` holds already
 /// are not repeated; `finished` is called after each new one, to keep it. When
 /// [`Progress::cancelled`] says so, the evaluation ends after the task at hand; the run it belongs
 /// to is dropped.

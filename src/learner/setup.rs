@@ -189,7 +189,11 @@ pub fn thread_pool(asked: usize) -> Result<rayon::ThreadPool, SetupError> {
 }
 
 /// What is known before anything is learned.
-pub(super) fn blank(weights: &Weights, model: &str, setup: &Setup) -> Result<Knowledge, SetupError> {
+pub(super) fn blank(
+    weights: &Weights,
+    model: &str,
+    setup: &Setup,
+) -> Result<Knowledge, SetupError> {
     let geometry = weights.geometry();
     let Demand {
         first_adapted,
