@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 use crate::data::{FolderError, Skipped, TaskFolder, holds_images};
 use crate::learner::EncodeError;
-use crate::vit::PrefixError;
 
 /// How tasks follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +78,6 @@ pub enum BenchmarkError {
     },
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    #[error(transparent)]
-    Prefix(#[from] PrefixError),
 }
 
 /// Images of one class, as records of the cache and with the names that decide the split.
