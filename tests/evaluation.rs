@@ -413,7 +413,7 @@ fn evaluation_without_its_folder(scene: &Scene) -> Child {
     fs::write(scene.path("bench/train/tit/bad.png"), "no picture").unwrap();
     fs::create_dir(scene.path("out")).unwrap();
     let flags = "eval --protocol class-incremental --data bench --tasks 5 --method finetune \
-                 --seeds 4 --model small --resolution 28 --epochs 20 --json out/report.json";
+                 --seeds 8 --model small --resolution 28 --epochs 20 --json out/report.json";
     let mut child = scene.start(&flags.split_whitespace().collect::<Vec<_>>());
     await_line(&mut child, "bad.png");
     fs::rename(scene.path("out"), scene.path("elsewhere")).unwrap();
@@ -431,7 +431,7 @@ fn a_report_that_could_not_be_written_for_a_while_is_whole_at_the_end() {
         serde_json::from_slice(&fs::read(scene.path("out/report.json")).unwrap()).unwrap();
     assert_eq!(report["complete"], true);
     let runs = report["methods"]["finetune"]["runs"].as_array().unwrap();
-    assert_eq!(runs.len(), 4);
+    assert_eq!(runs.len(), 8);
     assert!(text(&output.stdout).contains("finetune"));
 }
 
