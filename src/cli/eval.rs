@@ -258,7 +258,7 @@ impl Report for Comparison<'_> {
     }
 
     fn shortfalls(&self) -> Vec<String> {
-        let mut shortfalls = skipped(self.report.skipped, "used");
+        let mut shortfalls = skipped(self.report.skipped.len(), "used");
         if !self.report.complete {
             shortfalls.push(
                 "stopped before every run was finished; --resume with the same --json file goes on"

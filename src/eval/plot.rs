@@ -378,7 +378,7 @@ mod tests {
             model_hash: String::new(),
             threads: 1,
             complete: true,
-            skipped: 0,
+            skipped: Vec::new(),
             methods: methods
                 .into_iter()
                 .map(|(name, method)| (name.to_owned(), method))

@@ -131,9 +131,9 @@ pub struct EvalReport {
     pub threads: usize,
     /// Whether every run that was asked for has finished.
     pub complete: bool,
-    /// Files of the data that could not be used.
+    /// Files of the data that could not be used, each with why.
     #[serde(default)]
-    pub skipped: usize,
+    pub skipped: Vec<String>,
     pub methods: BTreeMap<String, MethodReport>,
 }
 

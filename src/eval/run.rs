@@ -114,15 +114,16 @@ pub fn evaluate(
         model_hash: learner.knowledge().model.hash.to_string(),
         threads: learner.pool().current_num_threads(),
         complete: false,
-        skipped: listing.skipped.len(),
+        skipped: Vec::new(),
         methods: Default::default(),
     };
+    let mut lost: Vec<String> = listing.skipped.iter().map(Skipped::to_string).collect();
     if let Some(earlier) = earlier {
         if let Some(difference) = earlier.difference(&report) {
             return Err(EvalError::OtherComparison(difference));
         }
         report.methods = earlier.methods;
-        report.skipped = earlier.skipped.max(report.skipped);
+        lost.extend(earlier.skipped);
     }
     let images = listing.digest();
     for variant in &settings.variants {
@@ -135,9 +136,8 @@ pub fn evaluate(
             });
         }
     }
-    let tell = |lost: &Skipped| progress.warn(&format!("skipped: {lost}"));
-    listing.skipped.iter().for_each(tell);
-    let mut told = false;
+    // What finished runs left out is said again, as there may be nothing to encode that would show it.
+    leave_out(&mut report, lost, progress);
     let mut blocks: Vec<AdaptBlocks> = Vec::new();
     for variant in &settings.variants {
         if !blocks.contains(&variant.setup.adapt_blocks) {
@@ -160,12 +160,8 @@ pub fn evaluate(
         // The cache rests on the first adapted block, which is all that this setup decides.
         learner.start_over(&first.setup)?;
         let benchmark = Benchmark::encode(&listing, learner, progress)?;
-        // The same files are left out whatever is adapted.
-        if !told {
-            benchmark.unreadable.iter().for_each(tell);
-            report.skipped = listing.skipped.len() + benchmark.unreadable.len();
-            told = true;
-        }
+        let lost = benchmark.unreadable.iter().map(Skipped::to_string);
+        leave_out(&mut report, lost, progress);
         progress.begin(Stage::Evaluate, runs.len() * listing.tasks());
         for (variant, seed) in runs {
             let job = Job {
@@ -194,6 +190,20 @@ pub fn evaluate(
     }
     report.complete = true;
     Ok(report)
+}
+
+/// Reports each file that could not be used, and warns of it, once.
+fn leave_out(
+    report: &mut EvalReport,
+    lost: impl IntoIterator<Item = String>,
+    progress: &dyn Progress,
+) {
+    for file in lost {
+        if !report.skipped.contains(&file) {
+            progress.warn(&format!("skipped: {file}"));
+            report.skipped.push(file);
+        }
+    }
 }
 
 /// Leaves the bases as they are and stand-ins out, for methods that bound drift in another way.
