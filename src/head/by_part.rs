@@ -1,7 +1,7 @@
 //! Novelty of images that a head did not learn, with one part of the statistics in memory at a time.
 //!
-//! The same numbers as [`Novelty::observe`](super::Novelty::observe) gives against a head over what
-//! is known and what it learned, for which it keeps the factors of every part.
+//! About the numbers that a [`Novelty`](super::Novelty) gives against a head that was fitted without the image, but
+//! by one fit for all images and without the factors of every part.
 
 use std::ops::Range;
 
@@ -91,59 +91,14 @@ fn novelty(
 }
 
 impl Strangeness<'_> {
-    /// Measures `images`, in their order, or none when the statistics cannot tell; `read(image, columns, out)`
-    /// writes some of an image's features.
+    /// Measures every image that the head learned, in the order of `learned`, as it would be without that
+    /// one; none for an image that is its component's only one, or when the statistics cannot tell.
+    ///
+    /// `read(image, columns, out)` writes some of an image's features.
     ///
     /// # Errors
     /// What `read` returns, [`HeadError::NotFinite`], as [`Classifier::fit`], and when the disk
     /// fails.
-    pub fn measure<E: From<HeadError>, R: Read<E>>(
-        &self,
-        images: &[usize],
-        mut read: R,
-    ) -> Result<Vec<ImageNovelty>, E> {
-        let layout = self.known.layout();
-        let mut squares = vec![[0.0f64; 2]; images.len()];
-        let (mut feature, mut deviation) = (vec![0.0; layout.dim], vec![0.0; layout.dim]);
-        let (classifier, scales) = self.part_by_part(&mut read, |head, read| {
-            let (part, classifier) = (head.part, head.classifier);
-            let count = classifier.components().len();
-            let scale = (count as f64).sqrt();
-            let mut along = vec![0.0f32; count];
-            for (&image, squares) in images.iter().zip(&mut squares) {
-                read(image, layout.part(part), &mut feature)?;
-                layout.check_part(&feature)?;
-                let center = &classifier.center[layout.part(part)];
-                let pairs = deviation.iter_mut().zip(feature.iter().zip(center));
-                pairs.for_each(|(d, (x, c))| *d = x - c);
-                squares[0] += head.measure.square(&deviation);
-                for (i, u) in along.iter_mut().enumerate() {
-                    *u = (classifier.projection(i, part, &feature) / scale) as f32;
-                }
-                head.measure.whiten(&mut along);
-                squares[1] += along.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
-            }
-            Ok(())
-        })?;
-        let Some(scales) = scales else {
-            return Ok(Vec::new());
-        };
-        let mut row = vec![0.0; layout.width()];
-        let placed = images.iter().zip(squares);
-        placed
-            .map(|(&image, squares)| {
-                read(image, 0..layout.width(), &mut row)?;
-                let (score, _) = classifier.nearest(&row);
-                Ok(novelty(&classifier, &scales, squares, score))
-            })
-            .collect()
-    }
-
-    /// Measures every image that the head learned, in the order of `learned`, as it would be without that
-    /// one; none for an image that is its component's only one, or when the statistics cannot tell.
-    ///
-    /// # Errors
-    /// As [`Strangeness::measure`].
     pub fn leave_out<E: From<HeadError>, R: Read<E>>(
         &self,
         mut read: R,
@@ -299,8 +254,10 @@ mod tests {
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    use super::super::{Layout, Novelties, Novelty};
+    use super::super::{Layout, Novelty};
     use super::*;
+
+    const LAYOUT: Layout = Layout { parts: 3, dim: 8 };
 
     /// An image of class `index / 20`, about normal around its mean.
     fn image(index: usize, width: usize) -> Vec<f32> {
@@ -315,94 +272,70 @@ mod tests {
     }
 
     fn read(index: usize, columns: Range<usize>, out: &mut [f32]) -> Result<(), HeadError> {
-        out.copy_from_slice(&image(index, 24)[columns]);
+        out.copy_from_slice(&image(index, LAYOUT.width())[columns]);
         Ok(())
+    }
+
+    /// Statistics of `images`, everything in memory.
+    fn learn(images: &[(ClassId, usize)]) -> Statistics {
+        let mut statistics = Statistics::new(LAYOUT);
+        for class in images.chunk_by(|a, b| a.0 == b.0) {
+            let rows = class.iter().flat_map(|&(_, i)| image(i, LAYOUT.width()));
+            let rows: Vec<f32> = rows.collect();
+            statistics.learn(class[0].0, TaskId::MAX, &rows).unwrap();
+        }
+        statistics
     }
 
     #[test]
     fn an_image_left_out_is_about_as_strange_as_to_a_head_without_it() {
-        let layout = Layout { parts: 3, dim: 8 };
-        let mut known = Statistics::new(layout);
-        let rows: Vec<f32> = (0..20).flat_map(|i| image(i, 24)).collect();
-        known.learn(0, 0, &rows).unwrap();
-        // Two classes of 20, the last image of one in the middle of the other, and a class of one.
-        let mut learned: Vec<(ClassId, usize)> =
-            (20..60).map(|i| ((i / 20) as ClassId, i)).collect();
-        learned[19].1 = 59;
-        learned[39].1 = 39;
-        learned.push((3, 70));
-        fn strangeness<'a>(
-            known: &'a Statistics,
-            learned: &'a [(ClassId, usize)],
-        ) -> Strangeness<'a> {
-            Strangeness {
-                known,
-                learned,
-                shrinkage: 0.3.into(),
-            }
-        }
-        let found = strangeness(&known, &learned).leave_out(read).unwrap();
-        assert_eq!(found.len(), 41);
-        assert_eq!(found[40], None);
-        for (at, found) in found
-            .iter()
-            .enumerate()
-            .take(40)
-            .step_by(7)
-            .chain([(39, &found[39])])
-        {
-            let mut others = learned.clone();
-            let (_, image) = others.remove(at);
-            let expected = strangeness(&known, &others)
-                .measure(&[image], read)
-                .unwrap()[0];
-            let found = found.unwrap();
-            // The scale of a head without the image is a little different.
-            let far = |x: f32, y: f32| (x - y).abs() > 0.12;
-            assert!(
-                !far(found.nearest, expected.nearest),
-                "{found:?} {expected:?}"
-            );
-            let relative = (found.relative.unwrap(), expected.relative.unwrap());
-            assert!(!far(relative.0, relative.1), "{found:?} {expected:?}");
-        }
-    }
-
-    #[test]
-    fn part_by_part_images_are_as_strange_as_with_everything_in_memory() {
-        let layout = Layout { parts: 3, dim: 8 };
-        let width = layout.width();
         for classes in [1, 2, 4] {
-            let rows = |images: Range<usize>| -> Vec<f32> {
-                images.flat_map(|i| image(i, width)).collect()
-            };
-            let mut known = Statistics::new(layout);
-            known.learn(0, 0, &rows(0..12)).unwrap();
-            let mut task = Statistics::new(layout);
-            let mut learned = Vec::new();
-            for class in 1..=classes {
-                let images = class * 20..class * 20 + 15;
-                task.learn(class as ClassId, TaskId::MAX, &rows(images.clone()))
-                    .unwrap();
-                learned.extend(images.map(|i| (class as ClassId, i)));
+            let mut known = learn(&(0..20).map(|i| (0, i)).collect::<Vec<_>>());
+            // Classes of 20, two of them with an image exchanged, and a class of one.
+            let mut learned: Vec<(ClassId, usize)> = (20..20 * (classes + 1))
+                .map(|i| ((i / 20) as ClassId, i))
+                .collect();
+            let last = learned.len() - 1;
+            (learned[19].1, learned[last].1) = (learned[last].1, 39);
+            if classes > 1 {
+                learned.push((classes as ClassId + 1, 100));
             }
-            let images: Vec<usize> = (0..5).flat_map(|k| [12 + k, 35 + k]).collect();
-            let (classifier, novelty) = Novelty::fit(&[&known, &task], 0.1).unwrap();
-            let mut expected = Novelties::default();
-            for &index in &images {
-                let row = image(index, width);
-                novelty.observe(&classifier, &row, &mut expected).unwrap();
+            let found = |known: &Statistics| {
+                let strangeness = Strangeness {
+                    known,
+                    learned: &learned,
+                    shrinkage: 0.3.into(),
+                };
+                strangeness.leave_out(read).unwrap()
+            };
+            let in_memory = found(&known);
+            assert_eq!(in_memory.len(), learned.len());
+            assert!(in_memory[20 * classes..].iter().all(Option::is_none));
+            for at in (0..20 * classes).step_by(7).chain([19]) {
+                let mut others = learned.clone();
+                let (_, taken) = others.remove(at);
+                let (classifier, novelty) = Novelty::fit(&[&known, &learn(&others)], 0.3).unwrap();
+                let row = image(taken, LAYOUT.width());
+                let expected = ImageNovelty {
+                    nearest: novelty.nearest(&classifier, &row).unwrap().unwrap(),
+                    relative: novelty
+                        .relative(&classifier, &row)
+                        .unwrap()
+                        .filter(|_| is_relative(&classifier)),
+                };
+                let found = in_memory[at].unwrap();
+                // The scale of a head without the image is a little different.
+                let far = |x: f32, y: f32| (x - y).abs() > 0.1 + 0.1 * y.abs();
+                let told = format!("{classes} {at}: {found:?} {expected:?}");
+                assert!(!far(found.nearest, expected.nearest), "{told}");
+                let relative = (found.relative, expected.relative);
+                match relative {
+                    (Some(found), Some(expected)) => assert!(!far(found, expected), "{told}"),
+                    (found, expected) => assert_eq!(found, expected, "{told}"),
+                }
             }
             known.shelve().unwrap();
-            let strangeness = Strangeness {
-                known: &known,
-                learned: &learned,
-                shrinkage: 0.1.into(),
-            };
-            let found = strangeness.measure(&images, read).unwrap();
-            let mut seen = Novelties::default();
-            found.into_iter().for_each(|it| seen.add(it).unwrap());
-            assert_eq!(seen, expected);
+            assert_eq!(found(&known), in_memory);
         }
     }
 }

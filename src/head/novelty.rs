@@ -130,33 +130,20 @@ impl Novelty {
         Sketch::threshold_of(sketches, false_alarms)
     }
 
-    /// Adds an image that the head did not learn, by both distances where both mean something.
-    ///
-    /// # Errors
-    /// As [`Mahalanobis::distance`].
-    pub fn observe(
+    pub(super) fn nearest(
         &self,
         classifier: &Classifier,
-        features: &[f32],
-        seen: &mut Novelties,
-    ) -> Result<(), HeadError> {
-        if let Some(novelty) = self.nearest(classifier, features)? {
-            seen.nearest.add(novelty)?;
-        }
-        if is_relative(classifier)
-            && let Some(novelty) = self.relative(classifier, features)?
-        {
-            seen.relative.add(novelty)?;
-        }
-        Ok(())
-    }
-
-    fn nearest(&self, classifier: &Classifier, x: &[f32]) -> Result<Option<f32>, HeadError> {
+        x: &[f32],
+    ) -> Result<Option<f32>, HeadError> {
         let distance = self.nearest.distance(classifier, x)?;
         Ok(self.scales.map(|scales| scales[0].place(distance)))
     }
 
-    fn relative(&self, classifier: &Classifier, x: &[f32]) -> Result<Option<f32>, HeadError> {
+    pub(super) fn relative(
+        &self,
+        classifier: &Classifier,
+        x: &[f32],
+    ) -> Result<Option<f32>, HeadError> {
         let distance = self.relative.distance(classifier, x)?;
         Ok(self.scales.map(|scales| scales[1].place(distance)))
     }

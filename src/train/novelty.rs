@@ -3,8 +3,9 @@
 //!
 //! Every image of the task is measured against a head over what was known and all others of the task, which has
 //! a closed form, so that all have a say and not only the few that are held back. Features that were trained on an
-//! image know it by heart. The images are therefore measured as the features were before training, and what
-//! training changes is taken from the images that were held back from it: the mean of what it changed for each.
+//! image know it by heart. Only held-back images are therefore measured by the features after training; the others
+//! are as novel as before it, and what training changed for held-back ones is added to them in turn: it makes images
+//! that were not trained on more novel in the mean, and spreads them wider.
 
 use std::ops::Range;
 
@@ -31,37 +32,40 @@ pub fn novelties(
     after: Option<Seen<'_>>,
     shrinkage: Shrinkage,
 ) -> Result<Novelties, FitError> {
-    let mut novelties = Novelties::default();
     let all = by_class(encoded.labels, own);
-    let measured = before.head(&all, shrinkage).leave_out(before.read())?;
-    let change = match after {
-        Some(after) => change(encoded, before, after, shrinkage)?,
-        None => None,
-    };
+    let leave_out = |seen: Seen<'_>| seen.head(&all, shrinkage).leave_out(seen.read());
+    let mut measured = leave_out(before)?;
+    if let Some(after) = after {
+        let held_back = |at: usize| encoded.validation.contains(&all[at].1);
+        trained(&mut measured, &leave_out(after)?, held_back);
+    }
+    let mut novelties = Novelties::default();
     for novelty in measured.into_iter().flatten() {
-        novelties.add(change.map_or(novelty, |change| novelty.with(change, |x, y| x + y)))?;
+        novelties.add(novelty)?;
     }
     Ok(novelties)
 }
 
-/// How much more novel held-back images are after training, in the mean.
-fn change(
-    encoded: &Encoded<'_>,
-    before: Seen<'_>,
-    after: Seen<'_>,
-    shrinkage: Shrinkage,
-) -> Result<Option<ImageNovelty>, FitError> {
-    if encoded.validation.is_empty() {
-        return Ok(None);
+/// Makes of the novelty `before` training what it is after it: that of held-back images is known, and the others
+/// take what changed for these in turn.
+fn trained(
+    before: &mut [Option<ImageNovelty>],
+    after: &[Option<ImageNovelty>],
+    held_back: impl Fn(usize) -> bool,
+) {
+    let pairs = before.iter().zip(after).enumerate();
+    let changes: Vec<_> = pairs
+        .filter(|&(at, _)| held_back(at))
+        .filter_map(|(_, (before, after))| Some((*after)?.with((*before)?, |x, y| x - y)))
+        .collect();
+    let mut changes = changes.iter().cycle();
+    for (at, (novelty, after)) in before.iter_mut().zip(after).enumerate() {
+        if held_back(at) {
+            *novelty = *after;
+        } else if let (Some(novelty), Some(&change)) = (novelty, changes.next()) {
+            *novelty = novelty.with(change, |x, y| x + y);
+        }
     }
-    let training = by_class(encoded.labels, encoded.training);
-    let measure = |seen: Seen<'_>| {
-        let head = seen.head(&training, shrinkage);
-        head.measure(encoded.validation, seen.read())
-    };
-    let pairs = measure(after)?.into_iter().zip(measure(before)?);
-    let changes: Vec<_> = pairs.map(|(x, y)| x.with(y, |x, y| x - y)).collect();
-    Ok(mean(&changes))
 }
 
 impl<'a> Seen<'a> {
@@ -86,24 +90,35 @@ pub(super) fn by_class(labels: &[ClassId], images: &[usize]) -> Vec<(ClassId, us
     sorted
 }
 
-fn mean(of: &[ImageNovelty]) -> Option<ImageNovelty> {
-    let (first, others) = of.split_first()?;
-    let sum = others
-        .iter()
-        .fold(*first, |sum, &it| sum.with(it, |x, y| x + y));
-    Some(sum.with(sum, |x, _| x / of.len() as f32))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_mean_is_over_the_images_that_have_a_number() {
-        let novelty = |nearest, relative| ImageNovelty { nearest, relative };
-        assert_eq!(mean(&[]), None);
-        let two = [novelty(1.0, Some(4.0)), novelty(2.0, Some(-2.0))];
-        assert_eq!(mean(&two), Some(novelty(1.5, Some(1.0))));
-        assert_eq!(mean(&[novelty(1.0, None)]), Some(novelty(1.0, None)));
+    fn images_trained_on_take_what_changed_for_held_back_ones_in_turn() {
+        let novelty = |nearest, relative| Some(ImageNovelty { nearest, relative });
+        // Images 1, 3 and 6 are held back; the last is its class's only one.
+        let held_back = |at| [1, 3, 6].contains(&at);
+        let mut before: Vec<_> = (0..6).map(|at| novelty(at as f32, Some(0.0))).collect();
+        before.push(None);
+        let mut after = vec![novelty(-9.0, None); 6];
+        after.push(None);
+        after[1] = novelty(1.5, Some(2.0));
+        after[3] = novelty(2.0, Some(3.0));
+        trained(&mut before, &after, held_back);
+        let expected = [
+            novelty(0.5, Some(2.0)),
+            novelty(1.5, Some(2.0)),
+            novelty(1.0, Some(3.0)),
+            novelty(2.0, Some(3.0)),
+            novelty(4.5, Some(2.0)),
+            novelty(4.0, Some(3.0)),
+            None,
+        ];
+        assert_eq!(before, expected);
+
+        let mut before = [novelty(1.0, None)];
+        trained(&mut before, &after[..1], |_| false);
+        assert_eq!(before, [novelty(1.0, None)]);
     }
 }
