@@ -537,7 +537,7 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()));
         }
-        let limits = Limits { max_pixels: 1_000_000, max_bytes: 1 << 20, enough: 8 };
+        let limits = Limits { max_pixels: 1_000_000, max_bytes: 1 << 20, enough: 8, ..Limits::default() };
         if let Ok(rgb) = decode_bytes(&bytes, &limits) {
             let pixels = u64::from(rgb.width()) * u64::from(rgb.height());
             prop_assert!(pixels <= limits.max_pixels);

@@ -1,13 +1,13 @@
 //! Memory while learning is a promise: whatever is live at any time of a whole `Learner::learn`,
-//! beyond the loaded model, stays within the budget, and an epoch allocates nothing. Its own test
-//! binary, as it counts every allocation.
+//! beyond the loaded model, stays within the budget, and an epoch allocates nothing. So is what decoding a
+//! picture takes. Their own test binary, as it counts every allocation.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use fledge::data::{Fault, SkipReason};
+use fledge::data::{Fault, Limits, SkipReason, Undecoded, decode};
 use fledge::learner::{AdaptBlocks, LearnError, Setup};
 use fledge::train::plan::{Budget, Turn};
 use fledge::vit::{Preprocessing, Weights, import};
@@ -354,4 +354,64 @@ fn photos_from_a_phone_are_learned_within_the_budget_and_what_does_not_fit_is_na
         "{skipped}"
     );
     assert!(skipped.to_string().contains("--budget"), "{skipped}");
+}
+
+#[test]
+fn decoding_takes_no_more_than_is_foreseen_and_is_refused_where_there_is_less() {
+    use image::{DynamicImage, ImageFormat, Rgba};
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    // Transparent here and there, and hard to pack.
+    let picture = image::RgbaImage::from_fn(401, 307, |x, y| {
+        let noise = (x.wrapping_mul(2654435761) ^ y.wrapping_mul(40503 * x + 7)) >> 7;
+        Rgba([
+            noise as u8,
+            (x / 2) as u8,
+            (y / 2) as u8,
+            255 - (x % 3) as u8,
+        ])
+    });
+    let picture = DynamicImage::from(picture);
+    let kinds: [(&str, fn(&DynamicImage) -> DynamicImage); 6] = [
+        ("rgb", |p| p.to_rgb8().into()),
+        ("rgba", |p| p.to_rgba8().into()),
+        ("grey", |p| p.to_luma8().into()),
+        ("grey and alpha", |p| p.to_luma_alpha8().into()),
+        ("rgb of 16 bits", |p| p.to_rgb16().into()),
+        ("rgba of 16 bits", |p| p.to_rgba16().into()),
+    ];
+    let formats = [
+        ImageFormat::Png,
+        ImageFormat::Tiff,
+        ImageFormat::WebP,
+        ImageFormat::Gif,
+        ImageFormat::Bmp,
+        ImageFormat::Pnm,
+        ImageFormat::Jpeg,
+    ];
+    let mut written = 0;
+    for format in formats {
+        for (kind, of) in kinds {
+            let file = folder.path().join("picture");
+            let made = of(&picture);
+            if made.save_with_format(&file, format).is_err() {
+                continue;
+            }
+            written += 1;
+            let mut limits = Limits::default();
+            // To be scaled to nothing, so that decoding is all.
+            let foreseen = Undecoded::open(&file, &limits).unwrap().memory(0);
+            let base = LIVE.load(Ordering::Relaxed);
+            let (decoded, peak) = peak_beyond(base, || decode(&file, &limits));
+            assert!(decoded.is_ok(), "{format:?} {kind}");
+            assert!(peak <= foreseen, "{format:?} {kind}: {peak} of {foreseen}");
+            limits.max_memory = peak / 2;
+            let refused = decode(&file, &limits).unwrap_err();
+            assert!(
+                matches!(refused.fault, Fault::BeyondMemory { left, .. } if left == peak / 2),
+                "{format:?} {kind}: {refused}"
+            );
+        }
+    }
+    assert!(written >= 20, "{written}");
 }

@@ -68,19 +68,16 @@ impl MemoryLimit {
         }
     }
 
-    /// Whether there is room for `mapped` bytes of files and `heap` bytes of everything else.
+    /// Bytes left beside `mapped` bytes of files and `heap` bytes of everything else.
     ///
     /// # Errors
-    /// When there is not.
-    pub fn check(&self, mapped: u64, heap: u64) -> Result<(), TooLittleMemory> {
+    /// When there is no room for these.
+    pub fn check(&self, mapped: u64, heap: u64) -> Result<u64, TooLittleMemory> {
         let needed = match self.kind {
             Kind::AddressSpace => mapped + heap,
             Kind::ControlGroup => heap,
         };
-        if needed <= self.left() {
-            return Ok(());
-        }
-        Err(TooLittleMemory {
+        self.left().checked_sub(needed).ok_or(TooLittleMemory {
             limit: *self,
             needed,
         })

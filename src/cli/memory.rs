@@ -50,6 +50,8 @@ pub enum Work {
 }
 
 const MIB: u64 = 1 << 20;
+/// What a picture in work is taken to need.
+const PICTURE: u64 = 6 * MIB;
 
 impl Work {
     /// Bytes of heap and stacks besides a state of `state` bytes. A fifth of it, more than what is kept of it in
@@ -62,7 +64,7 @@ impl Work {
                 20 * MIB + (12 * MIB * threads as u64).max(budget.bytes() as u64 + grown)
             }
             Self::Using { threads, at_once } => {
-                6 * MIB + 2 * MIB * threads as u64 + 6 * MIB * at_once as u64 + state
+                6 * MIB + 2 * MIB * threads as u64 + PICTURE * at_once as u64 + state
             }
         }
     }
@@ -70,13 +72,20 @@ impl Work {
 
 /// Says now, rather than being ended midway, that a memory limit does not suffice for `work` with
 /// the model in the file `weights`, which gets mapped, and what was read from the file `state`.
-pub fn foresee(work: Work, weights: &Path, state: &Path) -> Result<(), TooLittleMemory> {
+/// Returns what is left beside it, where anything bounds it.
+pub fn foresee(work: Work, weights: &Path, state: &Path) -> Result<Option<u64>, TooLittleMemory> {
     check(bytes(weights), work.heap(bytes(state)))
+}
+
+/// Bytes that decoding a picture may take where `at_once` are in work, of what [`foresee`] found to be left.
+pub fn for_a_picture(left: Option<u64>, at_once: usize) -> usize {
+    let share = left.map(|left| PICTURE + left / at_once as u64);
+    share.map_or(usize::MAX, |bytes| bytes.try_into().unwrap_or(usize::MAX))
 }
 
 /// The same for reading the state file `state`, whose bytes are held beside what is made of them.
 pub fn foresee_reading(state: &Path) -> Result<(), TooLittleMemory> {
-    check(0, 2 * bytes(state) + 2 * MIB)
+    check(0, 2 * bytes(state) + 2 * MIB).map(drop)
 }
 
 /// A file that is not there is an error of its own, and needs no memory.
@@ -84,9 +93,7 @@ fn bytes(file: &Path) -> u64 {
     fs::metadata(file).map_or(0, |file| file.len())
 }
 
-fn check(mapped: u64, heap: u64) -> Result<(), TooLittleMemory> {
-    match Machine::here().memory_limit() {
-        Some(limit) => limit.check(mapped, heap),
-        None => Ok(()),
-    }
+fn check(mapped: u64, heap: u64) -> Result<Option<u64>, TooLittleMemory> {
+    let limit = Machine::here().memory_limit();
+    limit.map(|limit| limit.check(mapped, heap)).transpose()
 }

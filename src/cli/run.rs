@@ -291,21 +291,23 @@ fn refuse_changes(settings: &settings::Learn, knowledge: &Knowledge) -> anyhow::
     Ok(())
 }
 
-/// Opens what was learned, to use it on `at_once` images together.
+/// Opens what was learned, to use it on `at_once` images together. Also returns the bytes that decoding each of
+/// them may take.
 pub fn open(
     home: &Path,
     state: &Path,
     threads: NonZeroUsize,
     at_once: usize,
-) -> anyhow::Result<Learner> {
+) -> anyhow::Result<(Learner, usize)> {
     let threads = threads.get();
     memory::foresee_reading(state)?;
     let (knowledge, _) = state::read::<Knowledge>(state)?;
     let store = ModelStore::at(home);
     let name = &knowledge.model.name;
-    memory::foresee(Work::Using { threads, at_once }, &store.path(name)?, state)?;
+    let left = memory::foresee(Work::Using { threads, at_once }, &store.path(name)?, state)?;
     let weights = store.open(Some(name))?;
-    Ok(Learner::resume(weights, knowledge, threads)?)
+    let learner = Learner::resume(weights, knowledge, threads)?;
+    Ok((learner, memory::for_a_picture(left, at_once)))
 }
 
 /// Files that were meant as images and could not be used.
@@ -315,8 +317,11 @@ fn losses(skipped: &[Skipped]) -> usize {
 
 pub fn score(settings: &settings::Score, progress: &dyn Progress) -> anyhow::Result<ScoreReport> {
     let threads = settings.threads;
-    let learner = open(&settings.home, &settings.state, threads, threads.get())?;
-    let report = learner.score(&settings.task, settings.reject, progress)?;
+    let (learner, room) = open(&settings.home, &settings.state, threads, threads.get())?;
+    let recogniser = learner.recogniser()?.rejecting(settings.reject)?;
+    let report = recogniser
+        .decoding_within(room)
+        .score(&settings.task, progress)?;
     for lost in report.skipped.iter().filter(|s| s.reason.is_loss()) {
         progress.warn(&format!("skipped: {lost}"));
     }
@@ -349,8 +354,9 @@ pub fn classify(
     settings: &settings::Classify,
     progress: &dyn Progress,
 ) -> anyhow::Result<ClassifyReport> {
-    let learner = open(&settings.home, &settings.state, settings.threads, 1)?;
+    let (learner, room) = open(&settings.home, &settings.state, settings.threads, 1)?;
     let recogniser = learner.recogniser()?.rejecting(settings.reject)?;
+    let recogniser = recogniser.decoding_within(room);
     let mut session = recogniser.session();
     progress.begin(Stage::Score, settings.images.len());
     let mut images = Vec::with_capacity(settings.images.len());

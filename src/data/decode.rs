@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, RgbImage};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, RgbImage};
 
 pub(super) use self::content::{Content, SIGNATURE, recognise};
 use self::content::{DESCRIBED, describe};
@@ -71,15 +71,19 @@ pub struct Limits {
     /// How many pixels the shorter side of the result needs: a JPEG of twice as many or more may be
     /// decoded at a half, a quarter or an eighth of its size that still has them.
     pub enough: usize,
+    /// Bytes that decoding may take.
+    pub max_memory: usize,
 }
 
 impl Default for Limits {
-    /// 40 megapixels, more than most cameras make, in a file of at most 256 MiB; all pixels.
+    /// 40 megapixels, more than most cameras make, in a file of at most 256 MiB; all pixels, and
+    /// whatever memory that takes.
     fn default() -> Self {
         Self {
             max_pixels: 40_000_000,
             max_bytes: 256 << 20,
             enough: usize::MAX,
+            max_memory: usize::MAX,
         }
     }
 }
@@ -140,6 +144,11 @@ pub enum Fault {
         needed.div_ceil(1 << 20), left >> 20, needed.div_ceil(1 << 20) - (left >> 20)
     )]
     BeyondBudget { needed: usize, left: usize },
+    #[error(
+        "takes {} MiB to decode, and there are {} MiB for it: scale it down first, or allow this program more memory",
+        needed.div_ceil(1 << 20), left >> 20
+    )]
+    BeyondMemory { needed: usize, left: usize },
     #[error("is not an image: it holds {holds}")]
     NotAnImage { holds: &'static str },
     #[error("is {what}, which fledge cannot read; convert it to JPEG or PNG")]
@@ -180,6 +189,7 @@ pub fn decode(path: &Path, limits: &Limits) -> Result<Rgb, DecodeError> {
 pub fn decode_bytes(bytes: &[u8], limits: &Limits) -> Result<Rgb, Fault> {
     check_length(bytes.len() as u64, limits)?;
     let kind = Kind::of(bytes, || Ok(Cursor::new(bytes)), limits)?;
+    kind.check_memory(0, limits)?;
     kind.decode(Cursor::new(bytes), limits)
 }
 
@@ -234,15 +244,7 @@ impl Undecoded {
 
     /// Bytes that decoding takes at most, and scaling the result to squares of `side`.
     pub fn memory(&self, side: Pixels) -> usize {
-        let (decoding, height) = match &self.kind {
-            Kind::Jpeg(Some(header)) => {
-                let file = if header.is_reduced() { 0 } else { self.length };
-                (header.memory() + file, header.height().max(header.width()))
-            }
-            // Damaged headers: only the file is looked at.
-            Kind::Jpeg(None) => (self.length + (64 << 10), 0),
-            Kind::Other { memory, height, .. } => (*memory, *height),
-        };
+        let (decoding, height) = self.kind.memory(self.length);
         // The filter goes along rows first, and holds its weights.
         decoding + 3 * side * height + 3 * side * side + 64 * side + 64 * height
     }
@@ -256,6 +258,7 @@ impl Undecoded {
             .file
             .rewind()
             .map_err(|error| Fault::Unreadable(error.to_string()))
+            .and_then(|()| self.kind.check_memory(self.length, &self.limits))
             .and_then(|()| self.kind.decode(&self.file, &self.limits));
         rgb.map_err(|fault| DecodeError {
             path: self.path,
@@ -312,14 +315,23 @@ impl Kind {
                 let (width, height) = decoder.dimensions();
                 let pixels = width as usize * height as usize;
                 let decoded = usize::try_from(decoder.total_bytes()).unwrap_or(usize::MAX);
-                // What comes out, what becomes of it, and what the decoder itself holds.
+                // What the decoder itself holds: rows, a copy, or frames and planes.
                 let inside = match format {
                     ImageFormat::Png | ImageFormat::Bmp | ImageFormat::Pnm => 16 * width as usize,
-                    _ => 8 * pixels,
+                    ImageFormat::Tiff => decoded.saturating_add(pixels),
+                    ImageFormat::Gif => 5 * pixels,
+                    _ => 7 * pixels,
                 };
+                // What becomes of it when the decoder is gone: RGBA of what is not RGB yet.
+                let made = match decoder.color_type() {
+                    ColorType::Rgb8 => 0,
+                    _ => 4 * pixels,
+                };
+                // And last RGB of the RGBA, or the picture turned.
+                let most = decoded.saturating_add(inside.max(made)).max(7 * pixels);
                 Ok(Self::Other {
                     format,
-                    memory: decoded + 7 * pixels + inside + (192 << 10),
+                    memory: most.saturating_add(192 << 10),
                     height: width.max(height) as usize,
                 })
             }
@@ -328,6 +340,27 @@ impl Kind {
                 holds: describe(head),
             }),
         }
+    }
+
+    /// Bytes that decoding takes at most, of a file of `length` bytes that is yet to be read, and the longer side.
+    fn memory(&self, length: usize) -> (usize, usize) {
+        match self {
+            Self::Jpeg(Some(header)) => {
+                let file = if header.is_reduced() { 0 } else { length };
+                (header.memory() + file, header.height().max(header.width()))
+            }
+            // Damaged headers: only the file is looked at.
+            Self::Jpeg(None) => (length + (64 << 10), 0),
+            Self::Other { memory, height, .. } => (*memory, *height),
+        }
+    }
+
+    fn check_memory(&self, length: usize, limits: &Limits) -> Result<(), Fault> {
+        let (needed, left) = (self.memory(length).0, limits.max_memory);
+        if needed > left {
+            return Err(Fault::BeyondMemory { needed, left });
+        }
+        Ok(())
     }
 
     fn decode(&self, mut reader: impl Read + Seek, limits: &Limits) -> Result<Rgb, Fault> {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::Learner;
 use super::window::Window;
 use crate::data::{
-    CacheError, DecodeError, Fault, Fit, Limits, PrefixCache, Rgb, Undecoded, decode, patchify,
+    CacheError, DecodeError, Fault, Fit, Limits, PrefixCache, Rgb, Undecoded, patchify,
     resize_square,
 };
 use crate::kernels::pool::pool;
@@ -95,21 +95,6 @@ impl<'w> Encoder<'w> {
         2 * self.taps.len() * self.weights.geometry().dim
     }
 
-    /// Runs one image file: `tokens` `[T, D]` becomes the input of the first adapted block,
-    /// `pooled` the features of the taps below it.
-    ///
-    /// # Errors
-    /// When the file is no image that can be decoded, or tract fails.
-    pub fn run(
-        &self,
-        path: &Path,
-        tokens: &mut [f32],
-        pooled: &mut [f32],
-    ) -> Result<(), EncodeError> {
-        let image = decode(path, &self.limits())?;
-        Ok(self.run_image(image, tokens, pooled)?)
-    }
-
     /// What a picture may cost, and how much of it is needed.
     pub fn limits(&self) -> Limits {
         Limits::for_side(self.resolution)
@@ -155,7 +140,8 @@ impl<'w> Encoder<'w> {
         })
     }
 
-    /// [`Encoder::run`] for a picture that is decoded.
+    /// Runs one picture: `tokens` `[T, D]` becomes the input of the first adapted block, `pooled` the
+    /// features of the taps below it.
     ///
     /// # Errors
     /// When tract fails.

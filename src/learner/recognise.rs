@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::{EncodeError, Encoder, Learner};
-use crate::data::{FolderError, Limits, Rgb, Skipped, TaskFolder};
+use crate::data::{FolderError, Limits, Rgb, Skipped, TaskFolder, decode};
 use crate::head::{Classifier, HeadError, Novelty, Shrinkage, probabilities};
 use crate::kernels::gemm::Accuracy;
 use crate::kernels::threads;
@@ -48,6 +48,7 @@ pub struct Recogniser<'a> {
     classifier: Classifier,
     rejection: Option<Rejection>,
     learner: &'a Learner,
+    limits: Limits,
 }
 
 /// The buffers that one thread needs to recognise images.
@@ -133,28 +134,75 @@ impl Learner {
     pub fn recogniser(&self) -> Result<Recogniser<'_>, ScoreError> {
         let knowledge = self.knowledge();
         let classifier = Classifier::fit(&[&knowledge.head], Shrinkage::Estimated)?;
+        let encoder = self.encoder()?;
         Ok(Recogniser {
             knowledge,
-            encoder: self.encoder()?,
+            limits: encoder.limits(),
+            encoder,
             classifier,
             rejection: None,
             learner: self,
         })
     }
 
-    /// Classifies every image of a folder of class folders against all classes known;
+    /// Classifies every image of a folder of class folders, as [`Recogniser::score`] does;
     /// `false_alarms` as in [`Recogniser::rejecting`].
     ///
     /// # Errors
-    /// When the folder has no images or the model cannot be run.
+    /// As [`Learner::recogniser`] and [`Recogniser::score`].
     pub fn score(
         &self,
         folder: &Path,
         false_alarms: f32,
         progress: &dyn Progress,
     ) -> Result<ScoreReport, ScoreError> {
-        use rayon::prelude::*;
         let recogniser = self.recogniser()?.rejecting(false_alarms)?;
+        recogniser.score(folder, progress)
+    }
+}
+
+/// The best class of an image, and whether even that one is far away.
+struct Best {
+    class: String,
+    unknown: bool,
+}
+
+impl<'a> Recogniser<'a> {
+    /// Calls images that are far from every class unknown, so that of images of known classes a
+    /// share of `false_alarms` is, going by how each learned image looked to a head without it. With 0, or
+    /// when every class was learned from a single image, nothing is unknown.
+    ///
+    /// # Errors
+    /// When the head cannot be fitted.
+    pub fn rejecting(mut self, false_alarms: f32) -> Result<Self, ScoreError> {
+        self.rejection = None;
+        if false_alarms > 0.0 {
+            let (classifier, novelty) =
+                Novelty::fit(&[&self.knowledge.head], Shrinkage::Estimated)?;
+            let tasks = self.knowledge.tasks.iter().map(|task| &task.novelties);
+            let threshold = novelty.threshold(&classifier, tasks, false_alarms);
+            self.rejection = Some(Rejection { novelty, threshold });
+        }
+        Ok(self)
+    }
+
+    /// Refuses pictures that take more than `bytes` to decode, instead of any that have not too many pixels.
+    pub fn decoding_within(mut self, bytes: usize) -> Self {
+        self.limits.max_memory = bytes;
+        self
+    }
+
+    /// What a picture that is to be classified may cost to decode, and how much of it is needed.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Classifies every image of a folder of class folders against all classes known.
+    ///
+    /// # Errors
+    /// When the folder has no images or the model cannot be run.
+    pub fn score(&self, folder: &Path, progress: &dyn Progress) -> Result<ScoreReport, ScoreError> {
+        use rayon::prelude::*;
         let folder = TaskFolder::scan(folder)?;
         let work: Vec<(usize, &PathBuf)> = folder
             .classes
@@ -164,12 +212,12 @@ impl Learner {
             .collect();
         progress.begin(Stage::Score, work.len());
         let start = Instant::now();
-        let answers: Vec<Result<Best, EncodeError>> = self.pool.install(|| {
+        let answers: Vec<Result<Best, EncodeError>> = self.learner.pool.install(|| {
             work.par_iter()
                 .map_init(
-                    || recogniser.session(),
+                    || self.session(),
                     |session, (_, path)| {
-                        let answer = recogniser.best(session, path);
+                        let answer = self.best(session, path);
                         progress.advance(1);
                         answer
                     },
@@ -183,7 +231,7 @@ impl Learner {
             .iter()
             .map(|class| ClassScore {
                 class: class.name.clone(),
-                known: self.knowledge().class(&class.name).is_some(),
+                known: self.knowledge.class(&class.name).is_some(),
                 images: 0,
                 right: 0,
                 unknown: 0,
@@ -214,37 +262,6 @@ impl Learner {
             skipped,
             ms_per_image: 1e3 * elapsed.as_secs_f64() / work.len().max(1) as f64,
         })
-    }
-}
-
-/// The best class of an image, and whether even that one is far away.
-struct Best {
-    class: String,
-    unknown: bool,
-}
-
-impl<'a> Recogniser<'a> {
-    /// Calls images that are far from every class unknown, so that of images of known classes a
-    /// share of `false_alarms` is, going by how each learned image looked to a head without it. With 0, or
-    /// when every class was learned from a single image, nothing is unknown.
-    ///
-    /// # Errors
-    /// When the head cannot be fitted.
-    pub fn rejecting(mut self, false_alarms: f32) -> Result<Self, ScoreError> {
-        self.rejection = None;
-        if false_alarms > 0.0 {
-            let (classifier, novelty) =
-                Novelty::fit(&[&self.knowledge.head], Shrinkage::Estimated)?;
-            let tasks = self.knowledge.tasks.iter().map(|task| &task.novelties);
-            let threshold = novelty.threshold(&classifier, tasks, false_alarms);
-            self.rejection = Some(Rejection { novelty, threshold });
-        }
-        Ok(self)
-    }
-
-    /// What a picture that is to be classified may cost to decode, and how much of it is needed.
-    pub fn limits(&self) -> Limits {
-        self.encoder.limits()
     }
 
     /// Buffers for one thread.
@@ -280,10 +297,7 @@ impl<'a> Recogniser<'a> {
         session: &mut Session<'_>,
         image: Rgb,
     ) -> Result<Recognised, ScoreError> {
-        let (pooled, _) = session.features.split_at_mut(self.encoder.pooled());
-        self.encoder
-            .run_image(image, session.stack.input(0), pooled)?;
-        let unknown = self.finish_scores(session)?;
+        let unknown = self.scores_of(session, image)?;
         self.recognised(session, unknown)
     }
 
@@ -313,8 +327,15 @@ impl<'a> Recogniser<'a> {
 
     /// Writes the scores of an image into the session, and says whether it is unknown.
     fn scores(&self, session: &mut Session<'_>, path: &Path) -> Result<bool, ScoreError> {
+        let image = decode(path, &self.limits).map_err(EncodeError::from)?;
+        self.scores_of(session, image)
+    }
+
+    /// The same for a picture that is decoded.
+    fn scores_of(&self, session: &mut Session<'_>, image: Rgb) -> Result<bool, ScoreError> {
         let (pooled, _) = session.features.split_at_mut(self.encoder.pooled());
-        self.encoder.run(path, session.stack.input(0), pooled)?;
+        self.encoder
+            .run_image(image, session.stack.input(0), pooled)?;
         self.finish_scores(session)
     }
 

@@ -174,7 +174,15 @@ impl Report for ClassifyReport {
     fn shortfalls(&self) -> Vec<String> {
         let unreadable = |image: &ClassifiedImage| match &image.answer {
             Answer::Named { .. } => None,
-            Answer::Unreadable { error } => Some(format!("{}: {error}", image.image.display())),
+            Answer::Unreadable { error } => {
+                let path = image.image.display().to_string();
+                let names_it = error.starts_with(&path);
+                Some(if names_it {
+                    error.clone()
+                } else {
+                    format!("{path}: {error}")
+                })
+            }
         };
         self.images.iter().filter_map(unreadable).collect()
     }
