@@ -18,37 +18,8 @@ fn main() -> ExitCode {
         Err(error) if error.is::<cli::output::OutputClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             // A closed stderr leaves nowhere to complain; the exit code still tells.
-            let _ = writeln!(std::io::stderr(), "error: {}", told(&error));
+            let _ = writeln!(std::io::stderr(), "error: {}", cli::output::told(&error));
             ExitCode::FAILURE
         }
-    }
-}
-
-/// An error and its causes, without those that an error above already tells.
-fn told(error: &anyhow::Error) -> String {
-    error.chain().fold(String::new(), |told, cause| {
-        let cause = cause.to_string();
-        match told.as_str() {
-            "" => cause,
-            told if told.contains(&cause) => told.to_owned(),
-            told => format!("{told}: {cause}"),
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::told;
-
-    #[test]
-    fn a_cause_is_told_once() {
-        let disk = std::io::Error::other("the disk is full");
-        let error = anyhow::Error::new(disk).context("cannot save: the disk is full; free some");
-        assert_eq!(told(&error), "cannot save: the disk is full; free some");
-        let error = error.context("learning failed");
-        assert_eq!(
-            told(&error),
-            "learning failed: cannot save: the disk is full; free some"
-        );
     }
 }

@@ -93,10 +93,12 @@ impl Scene {
             .command(&[&["watch", "--json"][..], arguments].concat())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
-        Watching { child, lines }
+        let said = BufReader::new(child.stderr.take().unwrap());
+        Watching { child, lines, said }
     }
 }
 
@@ -104,6 +106,7 @@ impl Scene {
 struct Watching {
     child: Child,
     lines: BufReader<std::process::ChildStdout>,
+    said: BufReader<std::process::ChildStderr>,
 }
 
 impl Watching {
@@ -111,6 +114,18 @@ impl Watching {
         let mut line = String::new();
         self.lines.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line:?}"))
+    }
+}
+
+impl Watching {
+    /// Waits until a line of standard error has `part` in it.
+    fn says(&mut self, part: &str) {
+        let mut line = String::new();
+        while !line.contains(part) {
+            line.clear();
+            let read = self.said.read_line(&mut line).unwrap();
+            assert!(read > 0, "{part:?} was never said");
+        }
     }
 }
 
@@ -241,6 +256,50 @@ fn what_is_forgotten_while_it_watches_is_not_seen_again() {
 }
 
 #[test]
+fn without_anything_known_it_waits_until_something_is_learned() {
+    let scene = Scene::learned();
+    fs::create_dir(scene.path("frames")).unwrap();
+    scene.draw("frames/a.jpg", [220, 60, 30], 5, 2);
+    let mut watching = scene.watch(&["--camera", "dir:frames", "--frames", "2"]);
+    assert_eq!(watching.sighting()["label"], "robin");
+    let state = fs::read(scene.path("learned.fledge")).unwrap();
+    scene.done(&["forget", "--task", "1"]);
+    scene.draw("frames/b.jpg", [220, 60, 30], 5, 3);
+    watching.says("nothing has been learned yet");
+    // A copy that is not yet whole is no reason to stop either.
+    fs::write(scene.path("learned.fledge"), &state[..state.len() / 2]).unwrap();
+    watching.says("cut short");
+    fs::write(scene.path("learned.fledge"), &state).unwrap();
+    let second = watching.sighting();
+    assert_eq!(
+        (&second["label"], &second["frame"]),
+        (&"robin".into(), &2.into())
+    );
+    assert!(watching.child.wait().unwrap().success());
+}
+
+#[test]
+fn pictures_that_end_too_early_or_are_all_unusable_are_a_failure() {
+    let scene = Scene::learned();
+    let half = fs::read(scene.path("birds/tit/0.jpg")).unwrap();
+    for (sent, more, why) in [
+        (
+            &half[..half.len() - 9],
+            &[][..],
+            "none of the camera's pictures",
+        ),
+        (&half, &["--frames", "2"], "ended after 1 of 2"),
+    ] {
+        let mut watching = scene.watch(&[&["--camera", "-"], more].concat());
+        let mut input = watching.child.stdin.take().unwrap();
+        input.write_all(sent).unwrap();
+        drop(input);
+        watching.says(why);
+        assert_eq!(watching.child.wait().unwrap().code(), Some(1));
+    }
+}
+
+#[test]
 fn pictures_on_standard_input_are_watched_until_they_end() {
     let scene = Scene::learned();
     scene.draw("now.jpg", [60, 120, 230], 7, 1);
@@ -342,9 +401,9 @@ fn packages_get_a_page_for_every_command_and_completions_for_three_shells() {
 #[test]
 fn a_memory_limit_that_cannot_be_met_is_said_before_the_work() {
     let scene = Scene::learned();
-    let classify = |kilobytes: u32| {
+    let classify = |kilobytes: u32, images: &str| {
         let program = env!("CARGO_BIN_EXE_fledge");
-        let script = format!("ulimit -v {kilobytes}; exec {program} classify birds/tit/0.jpg");
+        let script = format!("ulimit -v {kilobytes}; exec {program} classify --json {images}");
         let mut command = Command::new("sh");
         command
             .args(["-c", &script])
@@ -355,13 +414,39 @@ fn a_memory_limit_that_cannot_be_met_is_said_before_the_work() {
     };
     // How much the program itself takes depends on how it was built: the first limit that does not do is looked for.
     let limits = (16..256).rev().step_by(2);
-    let mut tried = limits.map(|mebibytes| classify(mebibytes << 10));
+    let small = "birds/tit/0.jpg";
+    let mut tried = limits.map(|mebibytes| classify(mebibytes << 10, small));
     let refused = tried.find(|output| !output.status.success()).unwrap();
     let told = text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{told}");
     assert!(told.contains("ulimit -v"), "{told}");
     let wanted = told.split("raise the limit to ").nth(1).unwrap();
     let wanted: u32 = wanted.split(' ').next().unwrap().parse().unwrap();
-    let met = classify(wanted << 10);
+    let met = classify(wanted << 10, small);
     assert!(met.status.success(), "{}", text(&met.stderr));
+
+    // A picture that takes more than is left is named, and the other one's answer is not lost.
+    let large = image::ImageBuffer::from_pixel(3000, 3000, image::Rgba([9u16, 9, 9, 9]));
+    large.save(scene.path("large.png")).unwrap();
+    let output = classify((wanted + 8) << 10, "large.png birds/tit/0.jpg");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let answers: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let error = answers["images"][0]["error"].as_str().unwrap();
+    assert!(error.contains("MiB to decode"), "{error}");
+    assert_eq!(answers["images"][1]["label"], "tit");
+}
+
+#[test]
+fn what_is_missing_decides_about_the_exit_code_where_nobody_reads_the_answer() {
+    let scene = Scene::learned();
+    for (image, code) in [("birds/tit/0.jpg", 0), ("birds/tit/none.jpg", 1)] {
+        let mut child = scene
+            .command(&["classify", image])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{image}");
+    }
 }

@@ -114,7 +114,7 @@ fn the_version_is_the_crate_s() {
 
 #[test]
 fn bad_usage_exits_with_2_and_leaves_stdout_alone() {
-    let wrong: [&[&str]; 17] = [
+    let wrong: [&[&str]; 20] = [
         &[],
         &["fly"],
         &["learn"],
@@ -124,6 +124,9 @@ fn bad_usage_exits_with_2_and_leaves_stdout_alone() {
         &["learn", "--task", ".", "--rank", "65"],
         &["learn", "--task", ".", "--epochs", "-1"],
         &["learn", "--task", ".", "--threads", "0"],
+        &["learn", "--task", ".", "--threads", "257"],
+        &["plan", "--resolution", "1025"],
+        &["plan", "--classes", "99999999999"],
         &["learn", "--task", ".", "--seed", "first"],
         &["classify"],
         &["classify", "a.jpg", "--top", "0"],

@@ -394,6 +394,10 @@ fn a_report_that_could_not_be_written_is_said_before_any_work() {
     for (more, why) in [
         (vec!["--plot", "bench"], "is a folder"),
         (
+            vec!["--plot", "small.onnx"],
+            "is no picture of an evaluation",
+        ),
+        (
             vec!["--json", "out.json", "--plot", "./out.json"],
             "over the report",
         ),

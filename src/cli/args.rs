@@ -14,8 +14,8 @@ use fledge::camera::Source;
 use fledge::eval::{Method, Protocol};
 use fledge::learner::DEFAULT_FALSE_ALARMS;
 
-pub use values::{AdaptBlocks, Budget, Normalisation, Rank};
-use values::{finite, rate};
+pub use values::{AdaptBlocks, Budget, MOST_PIXELS, MOST_THREADS, Normalisation, Rank, up_to};
+use values::{MOST_IMAGES, finite, rate};
 
 /// Teaches a small board new things to recognise, one task after another, without forgetting the
 /// earlier ones.
@@ -124,7 +124,7 @@ pub struct LearnArguments {
     pub model: Option<String>,
     /// Side of the square the model sees, in pixels: a multiple of its patch size [default: the
     /// state file's, or 112]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = up_to::<MOST_PIXELS>)]
     pub resolution: Option<NonZeroUsize>,
     /// Adapt this many of the last blocks, or "all" [default: the state file's, or 4]
     #[arg(long, value_name = "N|all")]
@@ -137,7 +137,8 @@ pub struct LearnArguments {
     /// Prompt tokens that all tasks share; 0 for none [default: the state file's, or 0]
     #[arg(long, value_name = "M", value_parser = RangedU64ValueParser::<usize>::new().range(0..=64))]
     pub prompts: Option<usize>,
-    /// Train for at most this many passes over the photos [default: chosen from the task]
+    /// Train for at most this many passes over the photos, a later task so many for its own matrices
+    /// and so many for the bases [default: chosen from the task]
     #[arg(long, value_name = "N")]
     pub epochs: Option<NonZeroUsize>,
     /// Learn in one pass, without training: only the head is updated
@@ -151,7 +152,7 @@ pub struct LearnArguments {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
     /// Threads to work with [default: the configured number, or one a core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = up_to::<MOST_THREADS>)]
     pub threads: Option<NonZeroUsize>,
     /// Print one JSON object; accuracies are fractions from 0 to 1
     #[arg(long)]
@@ -182,7 +183,7 @@ pub struct PlanArguments {
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Side of the square the model sees, in pixels [default: 112]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = up_to::<MOST_PIXELS>)]
     pub resolution: Option<NonZeroUsize>,
     /// Adapt this many of the last blocks, or "all" [default: 4]
     #[arg(long, value_name = "N|all")]
@@ -194,17 +195,17 @@ pub struct PlanArguments {
     #[arg(long, value_name = "R", value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub rank: Option<usize>,
     /// Classes of the task
-    #[arg(long, value_name = "N", default_value = "10")]
+    #[arg(long, value_name = "N", default_value = "10", value_parser = up_to::<MOST_IMAGES>)]
     pub classes: NonZeroUsize,
     /// Photos of the task
-    #[arg(long, value_name = "N", default_value = "200")]
+    #[arg(long, value_name = "N", default_value = "200", value_parser = up_to::<MOST_IMAGES>)]
     pub images: NonZeroUsize,
     /// Most memory that learning may take beyond the frozen model, in bytes or with a unit
     /// [default: the configured one, or 8MiB; these grow where what is known needs it]
     #[arg(long, value_name = "SIZE")]
     pub budget: Option<Budget>,
     /// Threads to work with [default: the configured number, or one a core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = up_to::<MOST_THREADS>)]
     pub threads: Option<NonZeroUsize>,
     /// Print one JSON object
     #[arg(long)]
@@ -217,7 +218,7 @@ pub struct BenchArguments {
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Measure with one thread and with this many [default: one a core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = up_to::<MOST_THREADS>)]
     pub threads: Option<NonZeroUsize>,
     /// Most memory that training steps may take beyond the frozen model, in bytes or with a unit
     /// [default: the configured one, or 8MiB]
@@ -393,7 +394,7 @@ pub struct EvalArguments {
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Side of the square the model sees, in pixels [default: 112]
-    #[arg(long, value_name = "PIXELS")]
+    #[arg(long, value_name = "PIXELS", value_parser = up_to::<MOST_PIXELS>)]
     pub resolution: Option<NonZeroUsize>,
     /// Blocks to adapt, counted from the last, or "all"
     #[arg(long, value_name = "N|all,…", value_delimiter = ',')]
@@ -422,11 +423,11 @@ pub struct EvalArguments {
     /// Share of an image's patch tokens that a training step leaves out; 0 keeps all
     #[arg(long, value_name = "SHARE,…", value_delimiter = ',', value_parser = rate)]
     pub token_drop: Vec<f32>,
-    /// Train each task for at most this many passes
+    /// Train each task for at most this many passes, a later one of fm-lora twice as many
     #[arg(long, value_name = "N")]
     pub epochs: Option<NonZeroUsize>,
     /// Threads to work with [default: the configured number, or one a core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = up_to::<MOST_THREADS>)]
     pub threads: Option<NonZeroUsize>,
     /// Write the report as one JSON object to this file after every run, or to stdout for "-";
     /// percentages in it are numbers from 0 to 100

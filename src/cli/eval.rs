@@ -1,7 +1,7 @@
 //! `fledge eval`: runs a comparison, keeps every finished run, and shows the figures.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use fledge::eval::{EvalReport, evaluate, plot};
 use fledge::learner::Learner;
 use fledge::vit::store::{Description, ModelStore};
 
-use super::output::{Report, count, emit, skipped};
+use super::output::{Report, count, emit, skipped, told};
 use super::progress::Terminal;
 use super::settings::{Destination, Eval};
 use super::{Outcome, heap};
@@ -27,6 +27,7 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
         None => None,
     };
     let plotted = settings.plot.as_deref();
+    plotted.map_or(Ok(()), check_picture)?;
     file.into_iter()
         .chain(plotted)
         .try_for_each(check_writable)?;
@@ -101,13 +102,30 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
 
 /// Everything that failed, as one error.
 fn together(errors: impl Iterator<Item = anyhow::Error>) -> anyhow::Error {
-    let told: Vec<String> = errors.map(|error| format!("{error:#}")).collect();
+    let told: Vec<String> = errors.map(|error| told(&error)).collect();
     anyhow!(told.join("; and "))
 }
 
 fn draw(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
-    fs::write(file, plot(report)?)
+    replace(file, plot(report)?.as_bytes())
         .with_context(|| format!("cannot write the picture to {}", file.display()))
+}
+
+/// A picture is only written over another one: a slip of the keyboard should not cost what was learned.
+fn check_picture(file: &Path) -> anyhow::Result<()> {
+    // What is missing, no regular file or not to be read is another matter.
+    let Some(found) = file.metadata().ok().filter(fs::Metadata::is_file) else {
+        return Ok(());
+    };
+    let mut begins = [0; 4];
+    let svg = fs::File::open(file).and_then(|mut found| found.read_exact(&mut begins));
+    if found.len() > 0 && (svg.is_err() || &begins != b"<svg") {
+        bail!(
+            "{} is there and is no picture of an evaluation; give --plot another name",
+            file.display()
+        );
+    }
+    Ok(())
 }
 
 /// The report in `file` that is gone on from. What is there already is never written over by
@@ -189,18 +207,25 @@ fn check_writable(file: &Path) -> anyhow::Result<()> {
         })
 }
 
-/// Replaces the report in one step: an interruption leaves the one before.
 fn write(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
-    let failed = || format!("cannot write the report to {}", file.display());
-    let folder = folder_of(file);
+    let mut text = serde_json::to_vec_pretty(report)?;
+    text.push(b'\n');
+    replace(file, &text).with_context(|| format!("cannot write the report to {}", file.display()))
+}
+
+/// Replaces a file in one step: an interruption leaves the one before. Where `file` is a link, what it leads to is
+/// replaced; into a pipe or a device is written.
+fn replace(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    if file.metadata().is_ok_and(|found| !found.is_file()) {
+        return Ok(fs::write(file, bytes)?);
+    }
     // As any new file, where a temporary one would be for its owner alone.
     let mut temporary = tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(0o666))
-        .tempfile_in(folder)
-        .with_context(failed)?;
-    serde_json::to_writer_pretty(&mut temporary, report).with_context(failed)?;
-    temporary.write_all(b"\n").with_context(failed)?;
-    temporary.persist(file).with_context(failed)?;
+        .tempfile_in(folder_of(file))?;
+    temporary.write_all(bytes)?;
+    temporary.persist(file)?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! by a service manager: it says when it is ready, that it is alive, and ends cleanly.
 
 use std::io::{self, Write};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -9,19 +10,23 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail};
 use fledge::board::{Cooled, Machine};
 use fledge::camera::{Camera, Frame, Next, Source};
-use fledge::learner::Recogniser;
+use fledge::head::HeadError;
+use fledge::learner::{Learner, Recogniser};
 use fledge::progress::Progress;
 use fledge::state::{self, Revision};
 use sd_notify::NotifyState;
 use serde::Serialize;
 
 use super::Outcome;
-use super::output::{Answer, percent, stdout_error};
+use super::output::{Answer, percent, stdout_error, told};
 use super::run::{named, open};
 use super::settings;
 
 /// Longest time without looking whether to stop.
 const MOMENT: Duration = Duration::from_millis(200);
+
+/// After which time a state file that could not be used is looked at again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// One line of output.
 #[derive(Debug, Serialize)]
@@ -98,11 +103,29 @@ pub fn run(
     let cooled = settings
         .ceiling
         .map(|ceiling| Cooled::new(progress, machine.thermometer(), ceiling));
-    let mut lookout = None;
+    let mut lookout: Option<Lookout<'_>> = None;
+    let mut warned = None;
     loop {
-        let revision = state::revision(&settings.state)?;
-        let learner = open(&settings.home, &settings.state, settings.threads, 1)?;
+        let (revision, learner, room) = match known(settings) {
+            Ok(known) => known,
+            Err(error) => {
+                let Some(lookout) = &mut lookout else {
+                    return Err(error);
+                };
+                let error = told(&error);
+                if warned.as_ref() != Some(&error) {
+                    progress.warn(&format!("{error}; no answers until that changes"));
+                    warned = Some(error);
+                }
+                match lookout.pause(TRY_AGAIN) {
+                    true => continue,
+                    false => break,
+                }
+            }
+        };
+        warned = None;
         let recogniser = learner.recogniser()?.rejecting(settings.reject)?;
+        let recogniser = recogniser.decoding_within(room);
         let lookout = match &mut lookout {
             Some(lookout) => lookout,
             None => lookout.insert(Lookout {
@@ -113,6 +136,7 @@ pub fn run(
                 waiting: None,
                 service: Service::ready(),
                 frames: 0,
+                answers: 0,
                 last: Instant::now(),
             }),
         };
@@ -125,7 +149,21 @@ pub fn run(
         }
     }
     Service::tell(&[NotifyState::Stopping]);
-    Ok(Outcome::Done)
+    match lookout.and_then(|lookout| lookout.shortfall()) {
+        None => Ok(Outcome::Done),
+        Some(shortfall) => bail!(shortfall),
+    }
+}
+
+/// What was learned, where that is anything, and the bytes that decoding a picture may take.
+fn known(settings: &settings::Watch) -> anyhow::Result<(Revision, Learner, usize)> {
+    // Read first: what changes meanwhile is another revision.
+    let revision = state::revision(&settings.state)?;
+    let (learner, room) = open(&settings.home, &settings.state, settings.threads, 1)?;
+    match learner.knowledge().classes.is_empty() {
+        true => Err(HeadError::Empty.into()),
+        false => Ok((revision, learner, room)),
+    }
 }
 
 enum Ended {
@@ -146,6 +184,8 @@ struct Lookout<'a> {
     service: Service,
     /// Pictures so far.
     frames: usize,
+    /// Those that could be used.
+    answers: usize,
     /// When the latest of them was taken up.
     last: Instant,
 }
@@ -155,16 +195,47 @@ impl Lookout<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
+    fn wants_more(&self) -> bool {
+        let most = self.settings.frames;
+        !self.stopped() && most.is_none_or(|most| self.frames < most.get())
+    }
+
     /// Whether the state file was replaced. One that went away is no reason to stop.
     fn changed(&self, revision: Revision) -> bool {
         state::revision(&self.settings.state)
             .is_ok_and(|now| now != revision && now != Revision::NONE)
     }
 
+    /// Waits, and tells whether it is to go on after that.
+    fn pause(&mut self, time: Duration) -> bool {
+        let start = Instant::now();
+        while self.wants_more() && start.elapsed() < time {
+            self.service.alive();
+            let left = time.saturating_sub(start.elapsed());
+            std::thread::sleep(left.min(MOMENT));
+        }
+        self.wants_more()
+    }
+
+    /// What is missing where nobody stopped it.
+    fn shortfall(&self) -> Option<String> {
+        let asked = self.settings.frames.map_or(0, NonZeroUsize::get);
+        match self.frames {
+            _ if self.stopped() => None,
+            seen if seen < asked => Some(format!(
+                "the camera's pictures ended after {seen} of {asked}"
+            )),
+            _ if self.answers == 0 => {
+                Some("none of the camera's pictures could be used".to_owned())
+            }
+            _ => None,
+        }
+    }
+
     fn watch(&mut self, recogniser: &Recogniser<'_>, revision: Revision) -> anyhow::Result<Ended> {
         let settings = self.settings;
         let mut session = recogniser.session();
-        while !self.stopped() && settings.frames.is_none_or(|most| self.frames < most.get()) {
+        while self.wants_more() {
             self.service.alive();
             if let Some(cooled) = self.cooled {
                 cooled.wait(|| {
@@ -217,12 +288,9 @@ impl Lookout<'_> {
                 answer,
                 ms: 1e3 * self.last.elapsed().as_secs_f64(),
             };
+            self.answers += usize::from(matches!(sighting.answer, Answer::Named { .. }));
             say(&sighting.line(settings.json)?)?;
-            while !self.stopped() && self.last.elapsed() < settings.every {
-                self.service.alive();
-                let left = settings.every.saturating_sub(self.last.elapsed());
-                std::thread::sleep(left.min(MOMENT));
-            }
+            self.pause(settings.every.saturating_sub(self.last.elapsed()));
         }
         Ok(Ended::Done)
     }

@@ -12,7 +12,7 @@ pub enum Method {
     FmLora,
     /// The same head and taps on the frozen features.
     Frozen,
-    /// One task of everything, the upper bound.
+    /// One task of everything.
     Joint,
     /// Adapters and a linear head trained on one task after another, nothing kept apart.
     Finetune,

@@ -1,6 +1,6 @@
 //! What an evaluation found, as it is written to disk and read back to go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -170,8 +170,11 @@ impl EvalReport {
 
     /// Whether its runs are what an evaluation leaves, as in what was not changed by hand.
     pub fn is_sound(&self) -> bool {
-        let mut runs = self.methods.values().flat_map(|method| &method.runs);
-        runs.all(|run| run.is_sound(self.tasks))
+        self.methods.values().all(|method| {
+            let seeds: BTreeSet<u64> = method.runs.iter().map(|run| run.seed).collect();
+            seeds.len() == method.runs.len()
+                && method.runs.iter().all(|run| run.is_sound(self.tasks))
+        })
     }
 
     /// How many runs have finished.

@@ -168,7 +168,7 @@ pub fn evaluate(
                 benchmark: &benchmark,
                 variant,
                 seed,
-                order: settings.order_seed + seed,
+                order: settings.order_seed.wrapping_add(seed),
             };
             let Some(mut run) = job.run(learner, peak_heap, progress)? else {
                 progress.finish();

@@ -135,7 +135,7 @@ impl Checked {
                 source,
             },
         };
-        let mut file = File::open(path).map_err(failed)?;
+        let mut file = open_regular(path).map_err(failed)?;
         let mut head = [0; ENVELOPE];
         let foreign = |e: io::Error| match e.kind() {
             io::ErrorKind::UnexpectedEof => malformed(path, "it does not start as one"),
@@ -252,7 +252,7 @@ fn unwritable(path: &Path, source: io::Error) -> StateError {
 /// When there is a file and it cannot be read.
 pub fn revision(path: &Path) -> Result<Revision, StateError> {
     let mut head = [0; ENVELOPE];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    let read = open_regular(path).and_then(|mut file| file.read_exact(&mut head));
     match read {
         Ok(()) => Ok(Revision(
             Envelope::parse(&head).map(|e| (e.checksum, e.length)),
@@ -263,6 +263,14 @@ pub fn revision(path: &Path) -> Result<Revision, StateError> {
             source,
         }),
     }
+}
+
+/// Opens a file to read it; a pipe that nobody writes to would make that wait for ever.
+fn open_regular(path: &Path) -> io::Result<File> {
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    File::open(path)
 }
 
 struct Envelope {

@@ -14,6 +14,21 @@ pub(super) fn rate(text: &str) -> Result<f32, String> {
         .ok_or_else(|| "expected a rate from 0 to 1, such as 0.05".to_owned())
 }
 
+/// More than any board has, and as many as start in no time.
+pub const MOST_THREADS: usize = 256;
+/// Pixels. Attention takes memory by the fourth power of them.
+pub const MOST_PIXELS: usize = 1024;
+/// What a task has to learn from at most, to plan for it.
+pub(super) const MOST_IMAGES: usize = 1 << 24;
+
+/// A number from 1 to `MOST`.
+pub fn up_to<const MOST: usize>(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .ok()
+        .filter(|number: &NonZeroUsize| number.get() <= MOST)
+        .ok_or_else(|| format!("expected a number from 1 to {MOST}"))
+}
+
 /// Rank of what a task adds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rank {

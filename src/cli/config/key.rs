@@ -1,7 +1,6 @@
 //! The keys of a configuration file. Each is a flag's long name with `_` for `-`, or an environment
 //! variable's, and takes what the flag takes.
 
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -11,7 +10,7 @@ use fledge::camera::Source;
 use fledge::train::plan::DEFAULT_BUDGET;
 use fledge::vit::store::Description;
 
-use crate::cli::args::{AdaptBlocks, Budget, Rank};
+use crate::cli::args::{AdaptBlocks, Budget, MOST_PIXELS, MOST_THREADS, Rank, up_to};
 use crate::cli::settings::cores;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -110,9 +109,8 @@ impl Key {
     /// Holds `text` to the rule of the flag; what is expected instead.
     pub fn check(self, text: &str) -> Result<(), String> {
         match self {
-            Self::Threads | Self::Resolution => {
-                is::<NonZeroUsize>(text).map_err(|_| "expected a number from 1 up".to_owned())
-            }
+            Self::Threads => up_to::<MOST_THREADS>(text).map(drop),
+            Self::Resolution => up_to::<MOST_PIXELS>(text).map(drop),
             Self::Rank => is::<Rank>(text),
             Self::Prompts => match text.parse::<usize>() {
                 Ok(0..=64) => Ok(()),

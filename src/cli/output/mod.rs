@@ -34,6 +34,18 @@ pub fn stdout_error(error: io::Error) -> anyhow::Error {
     }
 }
 
+/// An error and its causes, without those that an error above already tells.
+pub fn told(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |told, cause| {
+        let cause = cause.to_string();
+        match told.as_str() {
+            "" => cause,
+            told if told.contains(&cause) => told.to_owned(),
+            told => format!("{told}: {cause}"),
+        }
+    })
+}
+
 /// The answer of a command.
 pub trait Report: Serialize {
     /// Writes the answer in plain words.
@@ -62,15 +74,13 @@ pub fn emit<R: Report>(report: &R, json: bool) -> anyhow::Result<Outcome> {
         let _ = writeln!(io::stderr(), "error: {shortfall}");
     }
     let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(&text)
-        .and_then(|()| stdout.flush())
-        .map_err(stdout_error)?;
-    Ok(if shortfalls.is_empty() {
-        Outcome::Done
-    } else {
-        Outcome::Partly
-    })
+    let written = stdout.write_all(&text).and_then(|()| stdout.flush());
+    match written.map_err(stdout_error) {
+        // Who has read enough still learns from the exit code what is missing.
+        Err(error) if shortfalls.is_empty() || !error.is::<OutputClosed>() => Err(error),
+        _ if shortfalls.is_empty() => Ok(Outcome::Done),
+        _ => Ok(Outcome::Partly),
+    }
 }
 
 pub fn skipped(files: usize, done: &str) -> Vec<String> {
@@ -107,6 +117,23 @@ pub fn size(bytes: u64) -> String {
 /// JSON is Unicode; a path need not be.
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let disk = std::io::Error::other("the disk is full");
+        let error = anyhow::Error::new(disk).context("cannot save: the disk is full; free some");
+        assert_eq!(told(&error), "cannot save: the disk is full; free some");
+        let error = error.context("learning failed");
+        assert_eq!(
+            told(&error),
+            "learning failed: cannot save: the disk is full; free some"
+        );
+    }
 }
 
 #[cfg(test)]

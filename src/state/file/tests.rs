@@ -44,6 +44,18 @@ fn a_file_changed_by_somebody_else_is_not_overwritten() {
     assert_eq!(fs::read(&path).unwrap(), before);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pipe_is_not_waited_for() {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let folder = folder();
+    let path = folder.path().join("pipe");
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let error = read::<u32>(&path).unwrap_err().to_string();
+    assert!(error.contains("no regular file"), "{error}");
+    assert!(revision(&path).is_err());
+}
+
 #[test]
 fn saving_through_a_link_keeps_the_link() {
     let folder = folder();
