@@ -255,6 +255,18 @@ fn the_environment_may_name_the_state_file() {
         "{}",
         stdout(&help)
     );
+    for variable in ["FLEDGE_STATE", "FLEDGE_CONFIG"] {
+        let empty = fledge(["state", "show"], folder.path())
+            .env(variable, "")
+            .output()
+            .unwrap();
+        assert_eq!(empty.status.code(), Some(2));
+        assert!(
+            stderr(&empty).contains("unset the environment variable"),
+            "{}",
+            stderr(&empty)
+        );
+    }
 }
 
 #[test]

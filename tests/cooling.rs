@@ -83,8 +83,7 @@ fn learning_waits_for_a_warm_processor_in_every_stage_and_then_goes_on() {
     draw(&task);
     let mut learner = learner(folder.path());
     let mut settings = LearnSettings::default();
-    (settings.fit.epochs, settings.fit.core_epochs) = (2, 2);
-    settings.fit.later_epochs = 2;
+    settings.fit.set_epochs(2);
 
     let thermometer = Machine::at(folder.path()).thermometer();
     let cooled = Cooled::new(&processor, thermometer, "80".parse().unwrap());

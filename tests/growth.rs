@@ -133,8 +133,7 @@ fn two_hundred_tasks_cost_a_constant_each() {
         rank: Some(4),
         ..LearnSettings::default()
     };
-    (settings.fit.epochs, settings.fit.core_epochs) = (1, 1);
-    settings.fit.later_epochs = 1;
+    settings.fit.set_epochs(1);
     let known = |learner: &Learner| {
         let plan = learner.plan(&[IMAGES; CLASSES], &settings).unwrap();
         plan.bytes_of(Turn::Always)

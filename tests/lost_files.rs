@@ -73,8 +73,7 @@ fn a_learner_whose_files_are_lost_knows_what_it_knew_or_refuses() {
     };
     let mut learner = Learner::new(weights.clone(), "small", &setup, 2).unwrap();
     let mut settings = LearnSettings::default();
-    (settings.fit.epochs, settings.fit.core_epochs) = (3, 3);
-    settings.fit.later_epochs = 3;
+    settings.fit.set_epochs(3);
     let (first, second) = (draw(folder.path(), "a", 200), draw(folder.path(), "b", 90));
 
     // The first task: the bases waited in a lost file, and nothing rests on them.

@@ -170,8 +170,7 @@ fn settings(budget: usize, rank: Option<usize>, epochs: usize) -> LearnSettings 
         rank,
         ..LearnSettings::default()
     };
-    (settings.fit.epochs, settings.fit.core_epochs) = (epochs, epochs);
-    settings.fit.later_epochs = epochs;
+    settings.fit.set_epochs(epochs);
     settings
 }
 

@@ -8,14 +8,14 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{OsStringValueParser, RangedU64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use fledge::camera::Source;
 use fledge::eval::{Method, Protocol};
 use fledge::learner::DEFAULT_FALSE_ALARMS;
 
 pub use values::{AdaptBlocks, Budget, MOST_PIXELS, MOST_THREADS, Normalisation, Rank, up_to};
-use values::{MOST_IMAGES, finite, rate};
+use values::{MOST_IMAGES, file, finite, rate};
 
 /// Teaches a small board new things to recognise, one task after another, without forgetting the
 /// earlier ones.
@@ -31,7 +31,7 @@ use values::{MOST_IMAGES, finite, rate};
 )]
 pub struct Arguments {
     /// Settings of this machine; flags win over them. The keys: fledge config show
-    #[arg(long, value_name = "FILE", env = "FLEDGE_CONFIG", global = true)]
+    #[arg(long, value_name = "FILE", env = "FLEDGE_CONFIG", global = true, value_parser = OsStringValueParser::new().try_map(file))]
     pub config: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
@@ -108,7 +108,7 @@ pub struct ModelCheckArguments {
 #[derive(Debug, Args)]
 pub struct StateArgument {
     /// File that holds everything learned [default: the configured one, or ./learned.fledge]
-    #[arg(long, value_name = "FILE", env = "FLEDGE_STATE")]
+    #[arg(long, value_name = "FILE", env = "FLEDGE_STATE", value_parser = OsStringValueParser::new().try_map(file))]
     pub state: Option<PathBuf>,
 }
 

@@ -77,15 +77,15 @@ pub fn foresee(work: Work, weights: &Path, state: &Path) -> Result<Option<u64>, 
     check(bytes(weights), work.heap(bytes(state)))
 }
 
+/// The same for reading the state file `state`, whose bytes are held beside what is made of them.
+pub fn foresee_reading(state: &Path) -> Result<(), TooLittleMemory> {
+    check(0, 2 * bytes(state) + 2 * MIB).map(drop)
+}
+
 /// Bytes that decoding a picture may take where `at_once` are in work, of what [`foresee`] found to be left.
 pub fn for_a_picture(left: Option<u64>, at_once: usize) -> usize {
     let share = left.map(|left| PICTURE + left / at_once as u64);
     share.map_or(usize::MAX, |bytes| bytes.try_into().unwrap_or(usize::MAX))
-}
-
-/// The same for reading the state file `state`, whose bytes are held beside what is made of them.
-pub fn foresee_reading(state: &Path) -> Result<(), TooLittleMemory> {
-    check(0, 2 * bytes(state) + 2 * MIB).map(drop)
 }
 
 /// A file that is not there is an error of its own, and needs no memory.

@@ -133,9 +133,7 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
     how.budget = settings.budget;
     how.fit.seed = settings.seed;
     if let Some(epochs) = settings.epochs {
-        how.fit.epochs = epochs.get();
-        how.fit.core_epochs = epochs.get();
-        how.fit.later_epochs = epochs.get();
+        how.fit.set_epochs(epochs.get());
     }
     let report = learner.learn(&settings.task, &how, progress)?;
     progress.begin(Stage::Save, 0);
@@ -291,8 +289,7 @@ fn refuse_changes(settings: &settings::Learn, knowledge: &Knowledge) -> anyhow::
     Ok(())
 }
 
-/// Opens what was learned, to use it on `at_once` images together. Also returns the bytes that decoding each of
-/// them may take.
+/// What was learned, to be used on `at_once` images together, and the bytes that decoding each may take.
 pub fn open(
     home: &Path,
     state: &Path,

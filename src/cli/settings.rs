@@ -355,9 +355,7 @@ fn variants(arguments: &EvalArguments, depth: usize) -> Vec<Variant> {
         .map_or(setup.resolution, NonZeroUsize::get);
     let mut settings = LearnSettings::default();
     if let Some(epochs) = arguments.epochs {
-        settings.fit.epochs = epochs.get();
-        settings.fit.core_epochs = epochs.get();
-        settings.fit.later_epochs = epochs.get();
+        settings.fit.set_epochs(epochs.get());
     }
     let mut variants: Vec<Variant> = Vec::new();
     for &method in &arguments.method {

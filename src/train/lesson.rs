@@ -92,6 +92,11 @@ impl Default for FitSettings {
 }
 
 impl FitSettings {
+    /// Sets how many epochs a first task takes, and the most of both lessons of a later one.
+    pub fn set_epochs(&mut self, epochs: usize) {
+        (self.epochs, self.core_epochs, self.later_epochs) = (epochs, epochs, epochs);
+    }
+
     /// How far bases go that learn on after so many tasks.
     pub(super) fn onward_blend(&self, tasks: usize) -> f32 {
         self.later_blend / (tasks.max(1) as f32).sqrt()

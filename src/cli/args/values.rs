@@ -1,11 +1,21 @@
 //! What a word of the command line may be.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::ValueEnum;
 use fledge::vit::Preprocessing;
+
+/// A path that the environment may give.
+pub(super) fn file(name: OsString) -> Result<PathBuf, &'static str> {
+    match name.is_empty() {
+        true => Err("expected a file; unset the environment variable if it is empty"),
+        false => Ok(name.into()),
+    }
+}
 
 pub(super) fn rate(text: &str) -> Result<f32, String> {
     text.parse()
