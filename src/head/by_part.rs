@@ -75,18 +75,49 @@ pub struct Strangeness<'a> {
     pub shrinkage: Shrinkage,
 }
 
-/// Novelty by what is left of a squared distance with the score of the nearest component.
-fn novelty(
-    classifier: &Classifier,
-    [nearest, relative]: &[Scale; 2],
-    squares: [f64; 2],
-    score: f64,
-) -> ImageNovelty {
-    let width = classifier.layout().width() as f64;
-    let [plain, less] = squares.map(|square| square - 2.0 * score);
-    ImageNovelty {
-        nearest: nearest.place((plain.max(0.0) / width) as f32),
-        relative: is_relative(classifier).then(|| relative.place((less / width) as f32)),
+/// Where images are, each seen by the head without it, summed over the parts so far.
+#[derive(Default)]
+struct Places {
+    /// What squared distances hold beside the score of the nearest component: to it, and to the centre.
+    squares: Vec<[f64; 2]>,
+    /// `[images, components]`
+    scores: Vec<f32>,
+    /// What all distances are multiplied by.
+    right: f64,
+    /// Whether an image is its component's only one.
+    alone: Vec<bool>,
+}
+
+impl Places {
+    fn new(classifier: &Classifier, sources: &[&Statistics], images: usize) -> Self {
+        Self {
+            squares: vec![[0.0; 2]; images],
+            scores: vec![0.0; images * classifier.components().len()],
+            right: put_right(classifier, sources),
+            alone: vec![false; images],
+        }
+    }
+
+    fn novelties(
+        &self,
+        classifier: &Classifier,
+        [nearest, relative]: &[Scale; 2],
+    ) -> Vec<Option<ImageNovelty>> {
+        let width = classifier.layout().width() as f64;
+        let scores = self.scores.chunks_exact(classifier.components().len());
+        let images = scores.zip(&self.squares).zip(&self.alone);
+        images
+            .map(|((scores, squares), alone)| {
+                let score = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let left = |square: f64| self.right * (square - 2.0 * f64::from(score));
+                let [plain, less] = squares.map(left);
+                (!alone).then(|| ImageNovelty {
+                    nearest: nearest.place((plain.max(0.0) / width) as f32),
+                    relative: is_relative(classifier)
+                        .then(|| relative.place((less / width) as f32)),
+                })
+            })
+            .collect()
     }
 }
 
@@ -99,90 +130,21 @@ impl Strangeness<'_> {
     /// # Errors
     /// What `read` returns, [`HeadError::NotFinite`], as [`Classifier::fit`], and when the disk
     /// fails.
-    pub fn leave_out<E: From<HeadError>, R: Read<E>>(
+    pub fn leave_out<E: From<HeadError>>(
         &self,
-        mut read: R,
+        mut read: impl Read<E>,
     ) -> Result<Vec<Option<ImageNovelty>>, E> {
-        let layout = self.known.layout();
-        let images = self.learned.len();
-        let mut squares = vec![[0.0f64; 2]; images];
-        // `[images, components]`
-        let mut scores: Vec<f32> = Vec::new();
-        let mut right = 1.0;
-        let mut alone = vec![false; images];
-        let (mut mean, mut deviation) = (vec![0.0; layout.dim], vec![0.0; layout.dim]);
-        let (classifier, scales) = self.part_by_part(&mut read, |head, read| {
-            let (part, classifier) = (head.part, head.classifier);
-            let count = classifier.components().len();
-            if scores.is_empty() {
-                scores.resize(images * count, 0.0);
-                right = put_right(classifier, &head.sources);
-            }
-            let weight = weight(classifier, &head.sources, part);
-            let mut at = 0;
-            for class in self.learned.chunk_by(|a, b| a.0 == b.0) {
-                let rows = at..at + class.len();
-                at = rows.end;
-                let Some((group, members, n)) = head.of_learned(class[0].0).filter(|c| c.2 >= 2.0)
-                else {
-                    alone[rows].fill(true);
-                    continue;
-                };
-                pooled_mean(&head.sources, members, layout.part(part), &mut mean);
-                let products: Vec<f64> = (0..count)
-                    .map(|j| classifier.projection(j, part, &mean))
-                    .collect();
-                let out = LeftOut {
-                    group,
-                    products: &products,
-                    share: 1.0 / n,
-                    weight: weight * (n - 1.0) / n,
-                };
-                for (&(_, image), row) in class.iter().zip(rows) {
-                    read(image, layout.part(part), &mut deviation)?;
-                    layout.check_part(&deviation)?;
-                    // From the mean of the others.
-                    let more = (n / (n - 1.0)) as f32;
-                    let pairs = deviation.iter_mut().zip(&mean);
-                    pairs.for_each(|(x, mean)| *x = more * (*x - mean));
-                    let scores = &mut scores[row * count..(row + 1) * count];
-                    let place = left_out(head.measure, classifier, part, &deviation, &out, scores);
-                    let sums = squares[row].iter_mut().zip(place.squares);
-                    sums.for_each(|(sum, square)| *sum += square);
-                }
-            }
-            Ok(())
-        })?;
-        let Some(scales) = scales else {
-            return Ok(vec![None; images]);
-        };
-        let count = classifier.components().len();
-        let placed = scores.chunks_exact(count).zip(squares).zip(alone);
-        Ok(placed
-            .map(|((scores, squares), alone)| {
-                let score = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let (squares, score) = (squares.map(|s| right * s), right * f64::from(score));
-                (!alone).then(|| novelty(&classifier, &scales, squares, score))
-            })
-            .collect())
-    }
-
-    /// Fits the head part by part and shows each to `look`. Returns what is left when all are through: the
-    /// classifier, and the scales of both distances where the statistics can tell.
-    fn part_by_part<E: From<HeadError>, R: Read<E>>(
-        &self,
-        read: &mut R,
-        mut look: impl FnMut(PartHead<'_>, &mut R) -> Result<(), E>,
-    ) -> Result<(Classifier, Option<[Scale; 2]>), E> {
         let layout = self.known.layout();
         let mut workspace = Workspace::default();
         let mut classifier = Classifier::empty(layout);
         let mut scales = Scales::new();
+        let mut places = Places::default();
         for part in 0..layout.parts {
-            let task = self.task(part, read)?;
+            let task = self.task(part, &mut read)?;
             let sources = [self.known, &task];
             if part == 0 {
                 classifier.start(&sources, self.shrinkage, &mut workspace)?;
+                places = Places::new(&classifier, &sources, self.learned.len());
             }
             let mut variance = 0.0;
             let only = part..part + 1;
@@ -205,9 +167,59 @@ impl Strangeness<'_> {
                 workspace: &workspace,
                 measure: &measure,
             };
-            look(head, read)?;
+            self.add_part(&head, &mut read, &mut places)?;
         }
-        Ok((classifier, scales.finish()))
+        Ok(match scales.finish() {
+            Some(scales) => places.novelties(&classifier, &scales),
+            None => vec![None; self.learned.len()],
+        })
+    }
+
+    /// Adds one part of the distances of every learned image, left out of `head`.
+    fn add_part<E: From<HeadError>>(
+        &self,
+        head: &PartHead<'_>,
+        read: &mut impl Read<E>,
+        places: &mut Places,
+    ) -> Result<(), E> {
+        let (part, classifier) = (head.part, head.classifier);
+        let layout = classifier.layout();
+        let count = classifier.components().len();
+        let weight = weight(classifier, &head.sources, part);
+        let (mut mean, mut deviation) = (vec![0.0; layout.dim], vec![0.0; layout.dim]);
+        let mut at = 0;
+        for class in self.learned.chunk_by(|a, b| a.0 == b.0) {
+            let rows = at..at + class.len();
+            at = rows.end;
+            let Some((group, members, n)) = head.of_learned(class[0].0).filter(|c| c.2 >= 2.0)
+            else {
+                places.alone[rows].fill(true);
+                continue;
+            };
+            pooled_mean(&head.sources, members, layout.part(part), &mut mean);
+            let products: Vec<f64> = (0..count)
+                .map(|j| classifier.projection(j, part, &mean))
+                .collect();
+            let out = LeftOut {
+                group,
+                products: &products,
+                share: 1.0 / n,
+                weight: weight * (n - 1.0) / n,
+            };
+            for (&(_, image), row) in class.iter().zip(rows) {
+                read(image, layout.part(part), &mut deviation)?;
+                layout.check_part(&deviation)?;
+                // From the mean of the others.
+                let more = (n / (n - 1.0)) as f32;
+                let pairs = deviation.iter_mut().zip(&mean);
+                pairs.for_each(|(x, mean)| *x = more * (*x - mean));
+                let scores = &mut places.scores[row * count..(row + 1) * count];
+                let place = left_out(head.measure, classifier, part, &deviation, &out, scores);
+                let sums = places.squares[row].iter_mut().zip(place.squares);
+                sums.for_each(|(sum, square)| *sum += square);
+            }
+        }
+        Ok(())
     }
 
     /// One part of the learned images, with the factors of that part.
