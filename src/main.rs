@@ -18,7 +18,12 @@ fn main() -> ExitCode {
         Err(error) if error.is::<cli::output::OutputClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             // A closed stderr leaves nowhere to complain; the exit code still tells.
-            let _ = writeln!(std::io::stderr(), "error: {}", cli::output::told(&error));
+            let error = cli::output::told(&error);
+            let _ = writeln!(
+                std::io::stderr(),
+                "error: {}",
+                cli::output::printable(&error)
+            );
             ExitCode::FAILURE
         }
     }

@@ -10,6 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::SIGINT;
 use signal_hook::flag::{register, register_conditional_default};
 
+use super::output::printable;
+
 /// Shows one bar, on stderr. Where stderr is no terminal there is no bar, only the warnings.
 #[derive(Debug, Default)]
 pub struct Terminal {
@@ -91,6 +93,7 @@ impl Progress for Terminal {
 
     fn warn(&self, warning: &str) {
         // A closed stderr must not end the job.
+        let warning = printable(warning);
         let line = || drop(writeln!(std::io::stderr(), "warning: {warning}"));
         match self.bar().as_ref() {
             Some(bar) => bar.suspend(line),

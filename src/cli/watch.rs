@@ -18,7 +18,7 @@ use sd_notify::NotifyState;
 use serde::Serialize;
 
 use super::Outcome;
-use super::output::{Answer, percent, stdout_error, told};
+use super::output::{Answer, percent, printable, stdout_error, told};
 use super::run::{named, open};
 use super::settings;
 
@@ -58,7 +58,9 @@ impl Sighting {
             Answer::Named { label, .. } => label.clone(),
             Answer::Unreadable { error } => format!("unusable: {error}"),
         };
-        Ok(format!("{}  {told}", self.time))
+        // A name with a line break is still one line.
+        let told = told.replace('\n', "\\n");
+        Ok(format!("{}  {}", self.time, printable(&told)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What each command answers: as a JSON object for programs, as a few plain lines for people.
 //! Accuracies and probabilities are fractions from 0 to 1 in JSON and percentages in the text.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -46,6 +47,20 @@ pub fn told(error: &anyhow::Error) -> String {
     })
 }
 
+/// Text for a terminal: control characters, which names of files and classes may hold and a terminal would
+/// obey, are escaped; line breaks stay.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n';
+    if !text.contains(obeyed) {
+        return text.into();
+    }
+    let escaped = text.chars().map(|c| match c {
+        c if obeyed(c) => c.escape_default().to_string(),
+        c => c.to_string(),
+    });
+    escaped.collect()
+}
+
 /// The answer of a command.
 pub trait Report: Serialize {
     /// Writes the answer in plain words.
@@ -61,20 +76,22 @@ pub trait Report: Serialize {
 /// Writes the answer to stdout and what is missing from it to stderr.
 pub fn emit<R: Report>(report: &R, json: bool) -> anyhow::Result<Outcome> {
     // Written in one go: a reader never sees half an object.
-    let mut text = Vec::new();
-    if json {
-        serde_json::to_writer(&mut text, report)?;
-        text.push(b'\n');
+    let text = if json {
+        serde_json::to_string(report)? + "\n"
     } else {
+        let mut text = Vec::new();
         report.describe(&mut text)?;
-    }
+        printable(&String::from_utf8_lossy(&text)).into_owned()
+    };
     let shortfalls = report.shortfalls();
     for shortfall in &shortfalls {
         // A closed stderr leaves nowhere to complain; the exit code still tells.
-        let _ = writeln!(io::stderr(), "error: {shortfall}");
+        let _ = writeln!(io::stderr(), "error: {}", printable(shortfall));
     }
     let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(&text).and_then(|()| stdout.flush());
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
     match written.map_err(stdout_error) {
         // Who has read enough still learns from the exit code what is missing.
         Err(error) if shortfalls.is_empty() || !error.is::<OutputClosed>() => Err(error),
@@ -121,7 +138,16 @@ fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::told;
+    use super::{printable, told};
+
+    #[test]
+    fn a_terminal_is_told_nothing_by_a_name() {
+        assert_eq!(printable("Mäuse 2\nΔ"), "Mäuse 2\nΔ");
+        assert_eq!(
+            printable("\u{1b}[31mred\r\u{9b}2J"),
+            "\\u{1b}[31mred\\r\\u{9b}2J"
+        );
+    }
 
     #[test]
     fn a_cause_is_told_once() {
