@@ -227,6 +227,8 @@ pub fn write<T: Serialize>(
 pub fn check_writable(path: &Path) -> Result<(), StateError> {
     let target = resolve(path);
     tempfile::NamedTempFile::new_in(folder_of(&target))
+        // A save opens the folder as well.
+        .and_then(|_| File::open(folder_of(&target)))
         .map(drop)
         // The name of the file that was tried says nothing.
         .map_err(|error| unwritable(path, io::Error::from(error.kind())))
