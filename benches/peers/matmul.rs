@@ -1,5 +1,5 @@
 //! Products of a vision transformer's shapes against the matrixmultiply and gemm crates, one
-//! thread, in one run: `cargo bench --bench matmul`.
+//! thread, in one run: `cargo bench -p fledge-peers`.
 //!
 //! The contenders take turns, each on weights that other calls have pushed out of the nearer
 //! caches, and the best time of each counts; fledge has its weights in panels, as a model has, the
@@ -169,11 +169,6 @@ impl Shape {
     }
 }
 
-/// The gemm crate is a peer on x86-64 only, see Cargo.toml.
-#[cfg(not(target_arch = "x86_64"))]
-fn gemm_crate(_: Shape, _: &[f32], _: &[f32], _: &mut [f32]) {}
-
-#[cfg(target_arch = "x86_64")]
 fn gemm_crate(s: Shape, a: &[f32], b: &[f32], c: &mut [f32]) {
     let strides = |rows: usize, cols: usize, transposed: bool| {
         if transposed {
