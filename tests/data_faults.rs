@@ -13,6 +13,7 @@ use proptest::prelude::*;
 
 const CMYK: &[u8] = include_bytes!("fixtures/images/cmyk.jpg");
 const YCCK: &[u8] = include_bytes!("fixtures/images/ycck.jpg");
+const SCANS: &[u8] = include_bytes!("fixtures/images/scans.jpg");
 const PROGRESSIVE: &[u8] = include_bytes!("fixtures/images/progressive.jpg");
 const SUBSAMPLED: &[u8] = include_bytes!("fixtures/images/subsampled.jpg");
 /// As printed by `fixtures/images/make.py`.
@@ -346,6 +347,55 @@ fn a_truncated_image_is_an_error_and_never_half_a_photo() {
         (SUBSAMPLED, "subsampled and reduced"),
     ] {
         assert_no_cut_is_taken_for_a_photo(bytes, name, &reduced(2));
+    }
+}
+
+#[test]
+fn a_jpeg_of_a_scan_for_each_component_is_decoded_at_any_size() {
+    for (limits, side) in [(Limits::default(), 640), (reduced(112), 160)] {
+        let rgb = decode_bytes(SCANS, &limits).unwrap();
+        assert_eq!((rgb.width(), rgb.height()), (side, side));
+        for (x, y, colour) in [
+            (1, 1, [200, 30, 30]),
+            (3, 1, [30, 160, 60]),
+            (1, 3, [40, 60, 190]),
+            (3, 3, [240, 240, 230]),
+        ] {
+            let at = 3 * (y * side / 4 * side + x * side / 4) as usize;
+            let found = &rgb.pixels()[at..at + 3];
+            let near = |(a, b): (&u8, &u8)| a.abs_diff(*b) <= 6;
+            assert!(
+                found.iter().zip(&colour).all(near),
+                "{side} {x} {y}: {found:?}"
+            );
+        }
+    }
+}
+
+/// The segments of a JPEG without its code tables; it is coded by those of the standard.
+fn without_code_tables(jpeg: &[u8]) -> Vec<u8> {
+    let (mut at, mut rest) = (2, jpeg[..2].to_vec());
+    while jpeg[at + 1] != 0xDA {
+        let end = at + 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
+        if jpeg[at + 1] != 0xC4 {
+            rest.extend(&jpeg[at..end]);
+        }
+        at = end;
+    }
+    rest.extend(&jpeg[at..]);
+    rest
+}
+
+#[test]
+fn a_frame_of_a_webcam_without_code_tables_is_decoded_by_those_of_the_standard() {
+    let jpeg = encoded(gradient(), ImageFormat::Jpeg);
+    let bare = without_code_tables(&jpeg);
+    assert!(bare.len() + 400 < jpeg.len());
+    for limits in [Limits::default(), reduced(2)] {
+        assert_eq!(
+            decode_bytes(&bare, &limits).unwrap(),
+            decode_bytes(&jpeg, &limits).unwrap()
+        );
     }
 }
 

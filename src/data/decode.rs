@@ -346,7 +346,7 @@ impl Kind {
     fn memory(&self, length: usize) -> (usize, usize) {
         match self {
             Self::Jpeg(Some(header)) => {
-                let file = if header.is_reduced() { 0 } else { length };
+                let file = if header.is_streamed() { 0 } else { length };
                 (header.memory() + file, header.height().max(header.width()))
             }
             // Damaged headers: only the file is looked at.
@@ -365,21 +365,21 @@ impl Kind {
 
     fn decode(&self, mut reader: impl Read + Seek, limits: &Limits) -> Result<Rgb, Fault> {
         match self {
-            Self::Jpeg(Some(header)) if header.is_reduced() => {
-                header.decode_reduced(reader, header.memory())
+            Self::Jpeg(Some(header)) if header.is_streamed() => {
+                header.decode_streamed(reader, header.memory())
             }
             Self::Jpeg(_) => {
                 let unreadable = |error: io::Error| Fault::Unreadable(error.to_string());
                 let length = reader.seek(SeekFrom::End(0)).map_err(unreadable)?;
                 check_length(length, limits)?;
                 reader.rewind().map_err(unreadable)?;
-                let mut bytes = Vec::with_capacity(length as usize);
+                let mut bytes = Vec::with_capacity(length as usize + jpeg::COMPLETED);
                 // Not more than there was: a file may be growing.
                 reader
                     .take(length)
                     .read_to_end(&mut bytes)
                     .map_err(unreadable)?;
-                jpeg::decode(&bytes, limits)
+                jpeg::decode(bytes, limits)
             }
             Self::Other { format, .. } => decode_as(*format, &mut BufReader::new(reader), limits),
         }

@@ -11,6 +11,8 @@ pub(super) struct Frame {
     pub width: usize,
     pub height: usize,
     pub progressive: bool,
+    /// Coefficients have to wait for other scans: it is progressive, or its first scan leaves components out.
+    pub in_scans: bool,
     /// As the EXIF segment before the frame header says.
     pub orientation: Orientation,
     pub components: heapless::Vec<FrameComponent, 4>,
@@ -72,8 +74,7 @@ impl Frame {
     pub fn memory(&self, factor: usize) -> usize {
         let planes = self.planes(factor);
         let (rows, _) = self.units();
-        // Whether it comes in one scan is not known yet for a sequential one; cameras write one.
-        let stored = if self.progressive { rows } else { 1 };
+        let stored = if self.in_scans { rows } else { 1 };
         let (width, height) = self.reduced(factor);
         let of_planes: usize = planes
             .iter()

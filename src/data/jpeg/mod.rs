@@ -7,13 +7,15 @@
 //! early, by a repair tool say: the decoder takes what is missing for flat colour.
 //!
 //! zune-jpeg makes every pixel there is. Photos much larger than what is needed are decoded at a
-//! half, a quarter or an eighth by [`reduced`] instead.
+//! half, a quarter or an eighth by [`reduced`] instead, and so is, at its own size, a sequential one whose components
+//! come in scans of their own: of these zune-jpeg 0.5.15 loses colours that are coded at a lower resolution.
 
 mod bits;
 mod coefficients;
 mod frame;
 mod plane;
 mod reduced;
+mod tables;
 
 use std::io::Read;
 
@@ -31,6 +33,7 @@ use super::decode::{Fault, Limits, Rgb, upright};
 const FORMAT: &str = "JPEG";
 const EOI: u8 = 0xD9;
 const SOS: u8 = 0xDA;
+const DHT: u8 = 0xC4;
 
 /// How large a JPEG is and how it will be decoded.
 #[derive(Debug)]
@@ -59,9 +62,10 @@ impl Header {
         }))
     }
 
-    /// Whether it is decoded at a reduced size.
-    pub fn is_reduced(&self) -> bool {
-        self.factor > 1
+    /// Whether [`reduced`] decodes it, row by row of the file.
+    pub fn is_streamed(&self) -> bool {
+        let split = self.frame.in_scans && !self.frame.progressive;
+        self.factor > 1 || (split && self.frame.can_be_reduced())
     }
 
     /// Height of what decoding will make, before it is turned upright.
@@ -83,23 +87,23 @@ impl Header {
             _ => 3 * width * height,
         };
         turned
-            + match self.factor {
-                // zune-jpeg: pixels, the coefficients of a progressive image, and rows of blocks.
-                1 => {
+            + match self.is_streamed() {
+                true => self.frame.memory(self.factor),
+                // zune-jpeg: pixels, the coefficients of several scans, and rows of blocks.
+                false => {
                     let grey = self.frame.components.len() == 1;
                     let pixels = if grey { 4 } else { 3 } * width * height;
-                    let coefficients = match self.frame.progressive {
+                    let coefficients = match self.frame.in_scans {
                         true => self.frame.coefficients(),
                         false => 0,
                     };
                     pixels + coefficients + ROW_BYTES * (width + 64) + (64 << 10)
                 }
-                factor => self.frame.memory(factor),
             }
     }
 
-    /// Decodes a JPEG that is reduced, to upright RGB.
-    pub fn decode_reduced(&self, reader: impl Read, memory: usize) -> Result<Rgb, Fault> {
+    /// Decodes a JPEG that is streamed, to upright RGB.
+    pub fn decode_streamed(&self, reader: impl Read, memory: usize) -> Result<Rgb, Fault> {
         let picture =
             reduced::decode(reader, self.factor, memory).map_err(|broken| match broken {
                 Broken::Io(error) => Fault::Unreadable(error.to_string()),
@@ -125,15 +129,21 @@ fn no_pixels() -> Fault {
     }
 }
 
+/// Bytes that [`decode`] may add to a JPEG.
+pub(super) const COMPLETED: usize = tables::SEGMENT;
+
 /// Decodes a JPEG of any colour space to upright RGB.
-pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<Rgb, Fault> {
-    let markers = Markers::walk(bytes);
+pub(super) fn decode(mut bytes: Vec<u8>, limits: &Limits) -> Result<Rgb, Fault> {
+    let markers = Markers::walk(&bytes);
+    if !markers.tables {
+        tables::complete(&mut bytes);
+    }
     // Some cameras pad between headers, which strict mode refuses though nothing is missing.
     let options = DecoderOptions::default()
         .set_strict_mode(!markers.padded)
         .set_max_width(usize::MAX)
         .set_max_height(usize::MAX);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes), options);
     let fault = |error: DecodeErrors| match error {
         DecodeErrors::Unsupported(scheme) => Fault::Unsupported {
             what: format!("a JPEG of an unusual kind ({scheme:?})"),
@@ -175,11 +185,13 @@ struct Markers {
     complete: bool,
     /// Bytes that belong to nothing lie between the headers.
     padded: bool,
+    /// It brings code tables.
+    tables: bool,
 }
 
 impl Markers {
     fn walk(bytes: &[u8]) -> Self {
-        let mut padded = false;
+        let (mut padded, mut tables) = (false, false);
         let mut at = 2; // behind the start marker
         let complete = loop {
             let Some(skipped) = until_marker(&bytes[at.min(bytes.len())..]) else {
@@ -194,6 +206,7 @@ impl Markers {
                 break false;
             };
             at += 1;
+            tables |= marker == DHT;
             match marker {
                 EOI => break true,
                 // Markers without a segment: stuffing, temporary, restarts, a second start.
@@ -208,7 +221,11 @@ impl Markers {
                 at += entropy_coded(bytes.get(at..).unwrap_or_default());
             }
         };
-        Self { complete, padded }
+        Self {
+            complete,
+            padded,
+            tables,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! A large JPEG at a half, a quarter or an eighth of its size, in memory that goes with the result.
+//! A large JPEG at a half, a quarter or an eighth of its size, in memory that goes with the result; a sequential one of
+//! several scans at its own size, too.
 //!
 //! A photo of 12 megapixels takes 36 MB as pixels, of which a ViT sees a square of a few hundred.
 //! Of every block of 8 x 8 only the lowest frequencies are kept and transformed to fewer pixels,
@@ -16,22 +17,28 @@ use super::bits::{Bits, Broken, Codes};
 use super::coefficients::{Scan, band_first, band_refined, first_coefficient, sequential};
 use super::frame::{Frame, FrameComponent};
 use super::plane::{Colours, Plane};
+use super::tables;
 
 impl Frame {
     /// Reads as far as the frame header; none for a kind that nothing here decodes.
     pub fn peek(reader: impl Read) -> Result<Option<Self>, Broken> {
         let mut decoder = Decoder::new(reader);
         decoder.start()?;
-        loop {
+        let found = loop {
             let marker = decoder.bits.marker()?;
             match marker {
-                0xC0..=0xC2 => return decoder.frame(marker),
+                0xC0..=0xC2 => break decoder.frame(marker)?,
                 0xC3 | 0xC5..=0xC7 | 0xC9..=0xCF | 0xDA => return Ok(None),
                 0xD9 => return Err(Broken::Ended),
                 0xE0 | 0xE1 | 0xEE => decoder.application(marker)?,
                 _ => decoder.skip(marker)?,
             }
-        }
+        };
+        Ok(found.map(|frame| Self {
+            // What is wrong behind the header is told when it is decoded.
+            in_scans: frame.progressive || decoder.is_split(&frame).unwrap_or(false),
+            ..frame
+        }))
     }
 }
 
@@ -44,10 +51,18 @@ pub(super) struct Picture {
     pub orientation: Orientation,
 }
 
-/// Decodes what [`Frame::peek`] accepted, at `1 / factor`: 2, 4 or 8. `memory` bounds what the
+/// Decodes what [`Frame::peek`] accepted, at `1 / factor`: 1, 2, 4 or 8. `memory` bounds what the
 /// coefficients of several scans may take.
 pub(super) fn decode(reader: impl Read, factor: usize, memory: usize) -> Result<Picture, Broken> {
     let mut decoder = Decoder::new(reader);
+    let tables = [&mut decoder.dc, &mut decoder.ac];
+    for (slots, codes) in tables.into_iter().zip(tables::codes()?) {
+        let codes = codes.into_iter().map(Some);
+        slots
+            .iter_mut()
+            .zip(codes)
+            .for_each(|(slot, code)| *slot = code);
+    }
     decoder.start()?;
     decoder.run(factor, memory)
 }
@@ -247,10 +262,25 @@ impl<R: Read> Decoder<R> {
             width: width.into(),
             height: height.into(),
             progressive: marker == 0xC2,
+            in_scans: marker == 0xC2,
             orientation: self.orientation,
             components,
         };
         Ok((precision == 8).then_some(frame))
+    }
+
+    /// Whether the first scan that follows leaves components to others.
+    fn is_split(&mut self, frame: &Frame) -> Result<bool, Broken> {
+        loop {
+            match self.bits.marker()? {
+                0xDA => {
+                    self.segment()?;
+                    return Ok(usize::from(self.bits.byte()?) < frame.components.len());
+                }
+                0xD9 => return Err(Broken::Ended),
+                marker => self.skip(marker)?,
+            }
+        }
     }
 
     fn quantisation_tables(&mut self) -> Result<(), Broken> {
