@@ -14,8 +14,6 @@ pub enum Stage {
     Prefix,
     /// One pass of training; steps are images. Epochs count from 1.
     Epoch { number: usize, of: usize },
-    /// Fitting the head; steps are images.
-    Head,
     /// Classifying images; steps are images.
     Score,
     /// Comparing methods; steps are tasks.
@@ -33,7 +31,6 @@ impl fmt::Display for Stage {
             Self::Import => write!(f, "reading the model"),
             Self::Prefix => write!(f, "looking at the images"),
             Self::Epoch { number, of } => write!(f, "training, epoch {number} of {of}"),
-            Self::Head => write!(f, "fitting the classes"),
             Self::Score => write!(f, "classifying"),
             Self::Evaluate => write!(f, "comparing methods"),
             Self::Measure => write!(f, "measuring"),

@@ -279,6 +279,61 @@ fn without_anything_known_it_waits_until_something_is_learned() {
 }
 
 #[test]
+fn with_wait_a_first_task_is_waited_for() {
+    let scene = Scene::learned();
+    fs::create_dir(scene.path("frames")).unwrap();
+    let (state, away) = (scene.path("learned.fledge"), scene.path("away"));
+    fs::rename(&state, &away).unwrap();
+    let watch = ["--camera", "dir:frames", "--frames", "1"];
+    let mut ended = scene.watch(&watch);
+    ended.says("no state file");
+    assert_eq!(ended.child.wait().unwrap().code(), Some(1));
+    let mut watching = scene.watch(&[&watch[..], &["--wait"]].concat());
+    watching.says("no state file");
+    fs::rename(&away, &state).unwrap();
+    scene.draw("frames/a.jpg", [220, 60, 30], 5, 2);
+    assert_eq!(watching.sighting()["label"], "robin");
+    assert!(watching.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_picture_from_before_a_wait_is_not_told_as_what_is_seen_after_it() {
+    let scene = Scene::learned();
+    let state = fs::read(scene.path("learned.fledge")).unwrap();
+    let [robin, tit] =
+        ["robin", "tit"].map(|bird| fs::read(scene.path(&format!("birds/{bird}/0.jpg"))).unwrap());
+    let mut watching = scene.watch(&["--camera", "-", "--reject", "0"]);
+    let mut input = watching.child.stdin.take().unwrap();
+    input.write_all(&robin).unwrap();
+    assert_eq!(watching.sighting()["label"], "robin");
+    scene.done(&["forget", "--task", "1"]);
+    input.write_all(&robin).unwrap();
+    watching.says("no answers until that changes");
+    fs::write(scene.path("learned.fledge"), &state).unwrap();
+    input.write_all(&tit).unwrap();
+    drop(input);
+    assert_eq!(watching.sighting()["label"], "tit");
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_a_failure_where_more_was_asked() {
+    let scene = Scene::learned();
+    fs::create_dir(scene.path("frames")).unwrap();
+    scene.draw("frames/a.jpg", [220, 60, 30], 5, 2);
+    for (more, code) in [(&["--frames", "9"][..], Some(1)), (&[], Some(0))] {
+        let mut child = scene
+            .command(&[&["watch", "--camera", "dir:frames"], more].concat())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Nobody reads a single line.
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().code(), code);
+    }
+}
+
+#[test]
 fn pictures_that_end_too_early_or_are_all_unusable_are_a_failure() {
     let scene = Scene::learned();
     let half = fs::read(scene.path("birds/tit/0.jpg")).unwrap();

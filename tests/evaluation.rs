@@ -210,7 +210,7 @@ fn a_file_that_is_there_is_only_gone_on_from() {
             .status
             .success()
     );
-    for foreign in ["a diary", "{}", ""] {
+    for foreign in ["a diary", "{}"] {
         fs::write(scene.path("out.json"), foreign).unwrap();
         refused(&[], "is no report of an evaluation");
         refused(&["--resume"], "is no report of an evaluation");
@@ -224,8 +224,25 @@ fn a_file_that_is_there_is_only_gone_on_from() {
     fs::write(scene.path("out.json"), report.to_string()).unwrap();
     refused(&["--resume"], "is no report of an evaluation");
     fs::remove_file(scene.path("out.json")).unwrap();
+    // As an evaluation holds it that is at work.
+    let held = fs::File::create(scene.path("out.json")).unwrap();
+    held.lock().unwrap();
+    refused(&["--resume"], "another evaluation");
+    drop(held);
+    assert!(eval(&scene, &flags).status.success());
+    fs::remove_file(scene.path("out.json")).unwrap();
     fs::create_dir(scene.path("out.json")).unwrap();
-    refused(&[], "is no file");
+    refused(&[], "is a folder");
+}
+
+#[test]
+fn an_evaluation_that_cannot_begin_leaves_no_report() {
+    let scene = Scene::new();
+    benchmark(&scene);
+    let flags = ["--tasks", "99", "--method", "frozen", "--json", "out.json"];
+    let output = eval(&scene, &[&CLASSES[..], &flags].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(!scene.path("out.json").exists());
 }
 
 #[test]

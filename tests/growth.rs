@@ -168,6 +168,7 @@ fn two_hundred_tasks_cost_a_constant_each() {
             classes: classes.collect(),
         };
         let counted = Steps::default();
+        let foreseen = learner.state_growth(&[IMAGES; CLASSES]) as usize;
         let start = Instant::now();
         learner.learn_encoded(&task, &settings, &counted).unwrap();
         let learned = start.elapsed();
@@ -175,6 +176,11 @@ fn two_hundred_tasks_cost_a_constant_each() {
         bytes.push(state::encode(learner.knowledge()).unwrap().len());
         memory.push(known(&learner));
         let done = steps.len();
+        let added = bytes[done] - bytes[done - 1];
+        assert!(
+            foreseen <= added && foreseen * 4 >= added * 3,
+            "task {done} adds {added} bytes of {foreseen} foreseen"
+        );
         let learned = 1e3 * learned.as_secs_f64();
         curves[0].points.push((done as f64, learned));
         curves[1].points.push((done as f64, bytes[done] as f64));
@@ -183,9 +189,7 @@ fn two_hundred_tasks_cost_a_constant_each() {
             curves[2].points.push((done as f64, classify));
             eprintln!(
                 "{done:>4}  {learned:>8.1}  {:>11}  {:>5}  {:>9}  {prepare:>10.2}  {classify:>11.3}",
-                bytes[done],
-                bytes[done] - bytes[done - 1],
-                memory[done],
+                bytes[done], added, memory[done],
             );
         }
     }

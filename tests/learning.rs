@@ -151,6 +151,35 @@ fn a_task_of_one_class_or_one_image_can_be_learned() {
     scene.learn("single", &[]);
     scene.learn("birds", &["--epochs", "1"]);
     assert!(scene.accuracy("solo") > 0.8);
+    let (knowledge, _): (fledge::state::Knowledge, _) =
+        fledge::state::read(&scene.path("learned.fledge")).unwrap();
+    // One class is certain at any temperature, so that says nothing.
+    assert!(knowledge.calibration.temperature(10) > 0.1);
+}
+
+#[test]
+fn a_task_in_which_no_class_has_two_images_to_train_on_changes_no_feature() {
+    let scene = Scene::new();
+    for (class, colour, stripe) in [("heron", [200, 200, 210], 13), ("egret", [250, 90, 20], 6)] {
+        scene.draw("pairs", class, colour, stripe, 2);
+        scene.draw(
+            "others",
+            class.replace('e', "a").as_str(),
+            colour,
+            stripe + 3,
+            2,
+        );
+        scene.draw("again", class, colour, stripe, 2);
+    }
+    for task in ["pairs", "others"] {
+        let report = scene.learn(task, &["--epochs", "2"]);
+        assert_eq!(report["epochs"], 0);
+        assert_eq!(report["parameters_added"], 0);
+        assert!(report["rank"].is_null());
+    }
+    // A class that is known already can be told from others.
+    let again = scene.learn("again", &["--epochs", "2"]);
+    assert!(again["epochs"].as_u64().unwrap() > 0);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use fledge::adapt::{Adapters, Projection};
 use fledge::data::{PrefixCache, TokenGrid, TokenMean};
 use fledge::head::{ClassId, Classifier, Layout, Statistics};
 use fledge::train::features::Features;
-use fledge::train::judge::{classes_in, learn_into};
+use fledge::train::judge::{classes_in, learn_on_shelf};
 use fledge::train::plan::{Demand, Plan};
 use fledge::train::stack::Phase;
 use fledge::train::stand_ins::StandIns;
@@ -175,7 +175,8 @@ fn step(batch: &[usize], weight: f32, stands_in: bool, dropped: TokenDrop, share
     };
     let mut statistics = Statistics::transient(layout, 0..2);
     let own: Vec<usize> = (0..IMAGES).collect();
-    learn_into(&mut statistics, &labels, &own, &features, 0).unwrap();
+    statistics.shelve().unwrap();
+    learn_on_shelf(&mut statistics, &labels, &own, &features, 0).unwrap();
     let head = Classifier::fit(&[&statistics], 0.4).unwrap();
     let before = Features::new(all.len(), trainer.width()).unwrap();
     trainer

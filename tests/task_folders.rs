@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use fledge::data::{FolderError, SkipReason, TaskFolder, split};
+use fledge::data::{FolderError, SkipReason, TaskFolder, split_class};
 use tempfile::TempDir;
 
 /// The start of a PNG; scanning looks no further.
@@ -86,7 +86,9 @@ fn names_that_are_not_utf8_are_used_and_written_without_loss() {
     assert_eq!(class_names(&task), ["café\\x", r"caf\xe9\\x"]);
     let image = &task.classes[1].images[0];
     assert!(image.is_file() && image.as_os_str().as_bytes().ends_with(b"photo\xff.jpg"));
-    assert_eq!(split(&task, 1, 0.2)[1].training, [0]);
+    let class = &task.classes[1];
+    let split = split_class(&class.name, &class.images, 1, 0.2);
+    assert_eq!(split.training, [0]);
 }
 
 #[test]

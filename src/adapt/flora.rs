@@ -166,14 +166,6 @@ impl Adapters {
         }
     }
 
-    /// Takes over cores and prompts of `other`.
-    pub fn copy_cores(&mut self, other: &Self) {
-        for (site, other) in self.sites.iter_mut().zip(&other.sites) {
-            site.core.copy_from_slice(&other.core);
-        }
-        self.prompts.copy_from_slice(&other.prompts);
-    }
-
     /// Goes only a share of the way from `base`, where a first task's B is zero, to what was learned:
     /// `W_0 + share A B^T`, and the prompts likewise.
     pub fn blend(&mut self, base: &Self, share: f32) {
@@ -239,9 +231,10 @@ impl Adapters {
                 site.a.copy_from_slice(&other.a);
                 site.b.copy_from_slice(&other.b);
             }
+            site.core.copy_from_slice(&other.core);
             site.gram.copy_from_slice(&other.gram);
         }
-        self.copy_cores(other);
+        self.prompts.copy_from_slice(&other.prompts);
         self.prompt_fisher.copy_from_slice(&other.prompt_fisher);
         self.remembered = other.remembered;
     }

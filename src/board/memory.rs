@@ -32,7 +32,7 @@ enum Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "this needs about {} MiB more memory, and the limit of {} MiB ({}) leaves {} MiB: raise the \
-     limit to {} MiB, or use fewer threads, a lower resolution or a model with fewer weights",
+     limit to {} MiB",
     mib(*needed), mib(limit.limit), limit.name(), limit.left() >> 20, mib(limit.enough(*needed))
 )]
 pub struct TooLittleMemory {
@@ -126,9 +126,11 @@ fn control_group(root: &Path) -> Option<MemoryLimit> {
             let (controllers, path) = (parts.next()?, parts.next()?);
             let (folder, limit, anonymous) = match controllers {
                 "" => ("sys/fs/cgroup", "memory.max", "anon "),
-                c if c.split(',').any(|c| c == "memory") => {
-                    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "rss ")
-                }
+                c if c.split(',').any(|c| c == "memory") => (
+                    "sys/fs/cgroup/memory",
+                    "memory.limit_in_bytes",
+                    "total_rss ",
+                ),
                 _ => return None,
             };
             let top = root.join(folder);

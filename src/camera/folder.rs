@@ -11,6 +11,11 @@ use super::{CameraError, Frame, Next};
 /// Time between two looks at the folder.
 const INTERVAL: Duration = Duration::from_millis(100);
 
+/// A look at thousands of files takes long enough to keep a core busy: after one that took more than `LONG`, there
+/// is none for `REST` times as long.
+const LONG: Duration = Duration::from_millis(5);
+const REST: u32 = 10;
+
 /// A file by the time it was last written and its name, the order in which files are handed out, and its
 /// length.
 type Mark = (SystemTime, PathBuf, u64);
@@ -23,6 +28,8 @@ pub(super) struct FolderCamera {
     seen: BTreeSet<Mark>,
     /// The file to come next as it was at the last look: one that still grows has to wait.
     growing: Option<Mark>,
+    /// When the next look is due.
+    due: Instant,
 }
 
 impl FolderCamera {
@@ -32,6 +39,7 @@ impl FolderCamera {
             folder: folder.to_owned(),
             seen: BTreeSet::new(),
             growing: None,
+            due: Instant::now(),
         };
         camera.seen = camera.files()?;
         camera.seen.pop_last();
@@ -41,7 +49,18 @@ impl FolderCamera {
     pub(super) fn next(&mut self, wait: Duration) -> Result<Next, CameraError> {
         let until = Instant::now() + wait;
         loop {
+            let now = Instant::now();
+            let [rest, left] = [self.due, until].map(|time| time.saturating_duration_since(now));
+            std::thread::sleep(rest.min(left));
+            if rest > left {
+                return Ok(Next::Nothing);
+            }
+            let start = Instant::now();
             let files = self.files()?;
+            let took = start.elapsed();
+            if took > LONG {
+                self.due = Instant::now() + REST * took;
+            }
             self.seen.retain(|mark| files.contains(mark));
             let next = files.difference(&self.seen).next().cloned();
             if let Some(mark) = next.clone().filter(|_| next == self.growing) {
@@ -147,6 +166,20 @@ mod tests {
             assert_eq!(camera.next(moment).unwrap(), Next::Nothing);
         }
         assert_eq!(name(camera.next(moment).unwrap()), "a.jpg");
+    }
+
+    #[test]
+    fn a_folder_is_let_be_until_the_next_look_is_due() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut camera = FolderCamera::open(folder.path()).unwrap();
+        write(folder.path(), "a.jpg", 1);
+        camera.due = Instant::now() + SOON;
+        let moment = Duration::from_millis(1);
+        for _ in 0..3 {
+            assert_eq!(camera.next(moment).unwrap(), Next::Nothing);
+        }
+        camera.due = Instant::now();
+        assert_eq!(name(camera.next(SOON).unwrap()), "a.jpg");
     }
 
     #[test]

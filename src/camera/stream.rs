@@ -1,9 +1,12 @@
 //! A program's output, or our own input, read on a thread that keeps only the newest picture.
 
 use std::io::{self, Read};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::{CameraError, Frame, Jpegs, Next};
 
@@ -12,6 +15,9 @@ const MAX_PICTURE: usize = 16 << 20;
 
 /// Bytes read at once: what a pipe holds.
 const PIECE: usize = 64 << 10;
+
+/// What a program is given to put its camera away.
+const GRACE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct StreamCamera {
@@ -60,6 +66,8 @@ impl StreamCamera {
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            // To be ended with what it started: a script's child would keep the camera.
+            .process_group(0)
             .spawn()
             .map_err(failed)?;
         let output = child.stdout.take();
@@ -108,15 +116,27 @@ impl StreamCamera {
             return Ok(Next::End);
         };
         // It may have closed its output and go on; it is of no more use then.
-        let _ = child.kill();
-        let status = child
-            .wait()
-            .map_or_else(|e| e.to_string(), |s| s.to_string());
+        let status = end(child).map_or_else(|e| e.to_string(), |s| s.to_string());
         Err(CameraError::Ended {
             program: program.clone(),
             status,
         })
     }
+}
+
+/// Ends a program and what it started, which may have ended already.
+fn end(child: &mut Child) -> io::Result<ExitStatus> {
+    let group = Pid::from_child(child);
+    let _ = kill_process_group(group, Signal::TERM);
+    let asked = Instant::now();
+    while asked.elapsed() < GRACE {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = kill_process_group(group, Signal::KILL);
+    child.wait()
 }
 
 fn read_pictures(mut bytes: impl Read, shared: &Shared) -> io::Result<()> {
@@ -138,9 +158,8 @@ fn read_pictures(mut bytes: impl Read, shared: &Shared) -> io::Result<()> {
 impl Drop for StreamCamera {
     fn drop(&mut self) {
         if let Some((_, child)) = &mut self.program {
-            // Ended already, or out of reach: nothing is left to do then.
-            let _ = child.kill();
-            let _ = child.wait();
+            // Out of reach: nothing is left to do then.
+            let _ = end(child);
         }
     }
 }
@@ -193,5 +212,30 @@ mod tests {
         assert!(entry.exists());
         drop(camera);
         assert!(!entry.exists());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_script_started_is_ended_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let told = folder.path().join("child");
+        let script = format!(
+            "sleep 600 & echo $! >{0}.new; mv {0}.new {0}; wait",
+            told.display()
+        );
+        let camera = StreamCamera::start(&words(&["sh", "-c", &script])).unwrap();
+        let start = Instant::now();
+        while !told.exists() && start.elapsed() < SOON {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let child = std::fs::read_to_string(&told).unwrap();
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim()));
+        assert!(stat().is_ok());
+        drop(camera);
+        // Whoever adopts it may not have looked after it yet.
+        while stat().is_ok_and(|stat| !stat.contains(") Z ")) {
+            assert!(start.elapsed() < SOON, "{:?}", stat());
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }

@@ -4,7 +4,7 @@
 mod values;
 
 use std::ffi::OsString;
-use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use fledge::eval::{Method, Protocol};
 use fledge::learner::DEFAULT_FALSE_ALARMS;
 
 pub use values::{AdaptBlocks, Budget, MOST_PIXELS, MOST_THREADS, Normalisation, Rank, up_to};
-use values::{MOST_IMAGES, file, finite, rate};
+use values::{MOST_EPOCHS, MOST_IMAGES, MOST_SEEDS, file, finite, rate};
 
 /// Teaches a small board new things to recognise, one task after another, without forgetting the
 /// earlier ones.
@@ -139,7 +139,7 @@ pub struct LearnArguments {
     pub prompts: Option<usize>,
     /// Train for at most this many passes over the photos, a later task so many for its own matrices
     /// and so many for the bases [default: chosen from the task]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = up_to::<MOST_EPOCHS>)]
     pub epochs: Option<NonZeroUsize>,
     /// Learn in one pass, without training: only the head is updated
     #[arg(long, conflicts_with = "epochs")]
@@ -297,6 +297,9 @@ pub struct WatchArguments {
     /// How many of the likeliest classes to list
     #[arg(long, value_name = "N", default_value = "3")]
     pub top: NonZeroUsize,
+    /// Where nothing is learned yet, wait for it instead of ending
+    #[arg(long)]
+    pub wait: bool,
     /// Stop after this many pictures [default: watch until stopped]
     #[arg(long, value_name = "N")]
     pub frames: Option<NonZeroUsize>,
@@ -385,8 +388,8 @@ pub struct EvalArguments {
     )]
     pub method: Vec<Method>,
     /// Runs of each method, each with another seed and order
-    #[arg(long, value_name = "N", default_value = "3")]
-    pub seeds: NonZeroU64,
+    #[arg(long, value_name = "N", default_value = "3", value_parser = up_to::<MOST_SEEDS>)]
+    pub seeds: NonZeroUsize,
     /// Draws the order of the classes; run number s uses this plus s
     #[arg(long, value_name = "N", default_value_t = 1993)]
     pub order_seed: u64,
@@ -424,7 +427,7 @@ pub struct EvalArguments {
     #[arg(long, value_name = "SHARE,…", value_delimiter = ',', value_parser = rate)]
     pub token_drop: Vec<f32>,
     /// Train each task for at most this many passes, a later one of fm-lora twice as many
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = up_to::<MOST_EPOCHS>)]
     pub epochs: Option<NonZeroUsize>,
     /// Threads to work with [default: the configured number, or one a core]
     #[arg(long, value_name = "N", value_parser = up_to::<MOST_THREADS>)]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -16,21 +16,25 @@ use super::progress::Terminal;
 use super::settings::{Destination, Eval};
 use super::{Outcome, heap};
 
-pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
-    progress.cancel_on_interrupt()?;
+pub fn run(
+    settings: &Eval,
+    terminal: &Terminal,
+    progress: &dyn Progress,
+) -> anyhow::Result<Outcome> {
+    terminal.cancel_on_interrupt()?;
     let file = match &settings.json {
         Some(Destination::File(file)) => Some(file.as_path()),
         _ => None,
     };
-    let earlier = match file {
-        Some(file) => earlier(file, settings.resume)?,
-        None => None,
+    let (mut kept, earlier) = match file {
+        Some(file) => {
+            Kept::open(file, settings.resume).map(|(kept, earlier)| (Some(kept), earlier))?
+        }
+        None => (None, None),
     };
     let plotted = settings.plot.as_deref();
     plotted.map_or(Ok(()), check_picture)?;
-    file.into_iter()
-        .chain(plotted)
-        .try_for_each(check_writable)?;
+    plotted.map_or(Ok(()), check_writable)?;
     if let (Some(report), Some(picture)) = (file, plotted)
         && whereabouts(report) == whereabouts(picture)
     {
@@ -56,8 +60,8 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
         Some(&heap::Counted),
         progress,
         &mut |report| {
-            let Some(file) = file else { return };
-            unwritten = write(file, report).err().map(|error| {
+            let Some(kept) = &mut kept else { return };
+            unwritten = kept.write(report).err().map(|error| {
                 progress.warn(&format!("{error:#}; trying again after the next run"));
                 report.clone()
             });
@@ -66,17 +70,16 @@ pub fn run(settings: &Eval, progress: &Terminal) -> anyhow::Result<Outcome> {
     let report = match (evaluated, unwritten) {
         (Ok(report), _) => report,
         (Err(error), unwritten) => {
-            let kept = file
-                .zip(unwritten.as_ref())
-                .map_or(Ok(()), |(file, report)| write(file, report));
-            return Err(together([error.into()].into_iter().chain(kept.err())));
+            let kept = kept.as_mut().zip(unwritten.as_ref());
+            let written = kept.map_or(Ok(()), |(kept, report)| kept.write(report));
+            return Err(together([error.into()].into_iter().chain(written.err())));
         }
     };
     if report.runs() == 0 {
         bail!("stopped before a first run was finished, so there is nothing to show or to keep");
     }
     // The figures are shown even where files fail, and files written where nothing can be shown.
-    let kept = file.map_or(Ok(()), |file| write(file, &report));
+    let kept = kept.as_mut().map_or(Ok(()), |kept| kept.write(&report));
     let drawn = plotted.map_or(Ok(()), |file| draw(file, &report));
     let shown = emit(
         &Comparison {
@@ -108,6 +111,7 @@ fn together(errors: impl Iterator<Item = anyhow::Error>) -> anyhow::Error {
 
 fn draw(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
     replace(file, plot(report)?.as_bytes())
+        .map(drop)
         .with_context(|| format!("cannot write the picture to {}", file.display()))
 }
 
@@ -128,20 +132,69 @@ fn check_picture(file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The file that reports go to, locked: two evaluations that each write what they know of would undo each
+/// other.
+struct Kept {
+    file: PathBuf,
+    /// What lies at `file` now, or did before somebody else put another there.
+    lock: fs::File,
+}
+
+impl Kept {
+    /// Opens or makes `file`, and reads the report that is gone on from.
+    fn open(file: &Path, resume: bool) -> anyhow::Result<(Self, Option<EvalReport>)> {
+        check_writable(file)?;
+        let kept = match file.metadata() {
+            // A pipe or a device may wait for ever when opened.
+            Ok(found) if !found.is_file() => bail!(
+                "{} is there and is no file; give --json the name of a file, or - for stdout",
+                file.display()
+            ),
+            Ok(_) => fs::File::open(file),
+            Err(_) => fs::OpenOptions::new().append(true).create(true).open(file),
+        };
+        let lock = kept.with_context(|| format!("cannot open {}", file.display()))?;
+        // Where a file system has no locks, that is left to chance.
+        let taken = matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock));
+        // Whoever was at work may have put another there in the meantime.
+        let same = lock.metadata()?.ino() == fs::metadata(file)?.ino();
+        if taken || !same {
+            bail!(
+                "another evaluation keeps its runs in {}; wait for it, or name another file",
+                file.display()
+            );
+        }
+        let file = file.to_owned();
+        let kept = Self { file, lock };
+        let earlier = earlier(&kept.file, resume)?;
+        Ok((kept, earlier))
+    }
+
+    fn write(&mut self, report: &EvalReport) -> anyhow::Result<()> {
+        let mut text = serde_json::to_vec_pretty(report)?;
+        text.push(b'\n');
+        let failed = || format!("cannot write the report to {}", self.file.display());
+        self.lock = replace(&self.file, &text).with_context(failed)?;
+        Ok(())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // Where no run was finished, what was made to be locked says nothing.
+        if self.lock.metadata().is_ok_and(|made| made.len() == 0) {
+            let _ = fs::remove_file(&self.file);
+        }
+    }
+}
+
 /// The report in `file` that is gone on from. What is there already is never written over by
 /// runs that did not go on from it.
 fn earlier(file: &Path, resume: bool) -> anyhow::Result<Option<EvalReport>> {
-    let unreadable = || format!("cannot read {}", file.display());
-    match fs::metadata(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        // A pipe or a device may wait for ever when read.
-        Ok(found) if !found.is_file() => bail!(
-            "{} is there and is no file; give --json the name of a file, or - for stdout",
-            file.display()
-        ),
-        found => found.with_context(unreadable)?,
-    };
-    let text = fs::read(file).with_context(unreadable)?;
+    let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    if text.is_empty() {
+        return Ok(None);
+    }
     let report: EvalReport = serde_json::from_slice(&text).with_context(|| {
         format!(
             "{} is no report of an evaluation, and is left as it is; name another file",
@@ -207,26 +260,25 @@ fn check_writable(file: &Path) -> anyhow::Result<()> {
         })
 }
 
-fn write(file: &Path, report: &EvalReport) -> anyhow::Result<()> {
-    let mut text = serde_json::to_vec_pretty(report)?;
-    text.push(b'\n');
-    replace(file, &text).with_context(|| format!("cannot write the report to {}", file.display()))
-}
-
 /// Replaces a file in one step: an interruption leaves the one before. Where `file` is a link, what it leads to is
-/// replaced; into a pipe or a device is written.
-fn replace(file: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+/// replaced; into a pipe or a device is written. Returns what lies there now, locked if it was replaced.
+fn replace(file: &Path, bytes: &[u8]) -> io::Result<fs::File> {
     let file = &fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     if file.metadata().is_ok_and(|found| !found.is_file()) {
-        return Ok(fs::write(file, bytes)?);
+        let mut there = fs::OpenOptions::new().write(true).open(file)?;
+        there.write_all(bytes)?;
+        return Ok(there);
     }
     // As any new file, where a temporary one would be for its owner alone.
     let mut temporary = tempfile::Builder::new()
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(folder_of(file))?;
+    // Nobody else knows it yet; where a file system has no locks, that is left to chance.
+    let _ = temporary.as_file().try_lock();
     temporary.write_all(bytes)?;
-    temporary.persist(file)?;
-    Ok(())
+    // Or a power cut may leave an empty file in place of the one before.
+    temporary.as_file().sync_all()?;
+    Ok(temporary.persist(file)?)
 }
 
 /// A report, and its methods in the order they were asked for.

@@ -50,10 +50,26 @@ pub enum Work {
 }
 
 const MIB: u64 = 1 << 20;
+/// What each thread takes that encodes images to learn from.
+const ENCODING: u64 = 12 * MIB;
 /// What a picture in work is taken to need.
 const PICTURE: u64 = 6 * MIB;
 
 impl Work {
+    /// What makes [`Work::heap`] smaller.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Learning { threads, budget }
+                if budget.bytes() as u64 > ENCODING * threads as u64 =>
+            {
+                "use a smaller --budget"
+            }
+            Self::Learning { threads: 2.., .. } => "use fewer --threads",
+            Self::Using { threads: 2.., .. } => "use fewer `threads`, which the configuration sets",
+            Self::Learning { .. } | Self::Using { .. } => "use a model with fewer weights",
+        }
+    }
+
     /// Bytes of heap and stacks besides a state of `state` bytes. A fifth of it, more than what is kept of it in
     /// memory, counts in the budget of learning, and makes one grow. Measured with the default model and rounded up, see firmware-config/README.md.
     fn heap(self, state: u64) -> u64 {
@@ -61,7 +77,7 @@ impl Work {
             // Images are encoded before training begins.
             Self::Learning { threads, budget } => {
                 let grown = if budget.grows() { state / 5 } else { 0 };
-                20 * MIB + (12 * MIB * threads as u64).max(budget.bytes() as u64 + grown)
+                20 * MIB + (ENCODING * threads as u64).max(budget.bytes() as u64 + grown)
             }
             Self::Using { threads, at_once } => {
                 6 * MIB + 2 * MIB * threads as u64 + PICTURE * at_once as u64 + state
@@ -70,11 +86,23 @@ impl Work {
     }
 }
 
+/// A refusal, and what takes less.
+#[derive(Debug, thiserror::Error)]
+#[error("{refused}, or {remedy}")]
+pub struct Refused {
+    refused: TooLittleMemory,
+    remedy: &'static str,
+}
+
 /// Says now, rather than being ended midway, that a memory limit does not suffice for `work` with
 /// the model in the file `weights`, which gets mapped, and what was read from the file `state`.
 /// Returns what is left beside it, where anything bounds it.
-pub fn foresee(work: Work, weights: &Path, state: &Path) -> Result<Option<u64>, TooLittleMemory> {
-    check(bytes(weights), work.heap(bytes(state)))
+pub fn foresee(work: Work, weights: &Path, state: &Path) -> Result<Option<u64>, Refused> {
+    let checked = check(bytes(weights), work.heap(bytes(state)));
+    checked.map_err(|refused| Refused {
+        refused,
+        remedy: work.remedy(),
+    })
 }
 
 /// The same for reading the state file `state`, whose bytes are held beside what is made of them.

@@ -98,8 +98,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
         Command::Manual(manual) => manual::write(&manual.folder),
         Command::Eval(eval) => {
             let settings = settings::Eval::resolve(*eval, &config)?;
-            eval::run(&settings, &terminal)
+            eval::run(&settings, &terminal, progress)
         }
-        Command::Demo(demo) => demo::run(&demo, progress),
+        Command::Demo(demo) => demo::run(&demo, &config, progress),
     }
 }

@@ -3,20 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use fledge::data::Skipped;
+use fledge::data::{Skipped, TaskFolder};
 use fledge::eval::PeakHeap;
 use fledge::head::TaskId;
-use fledge::learner::{AdaptBlocks, EncodeError, Recognised, ScoreError, Setup};
+use fledge::learner::{AdaptBlocks, EncodeError, LearnError, Recognised, ScoreError, Setup};
 use fledge::state::{self, Knowledge, Revision, StateError, TaskRecord};
+use fledge::train::bench;
 use fledge::train::plan::Plan;
-use fledge::train::{bench, frozen};
-use fledge::vit::Preprocessing;
-use fledge::vit::import::{self, ImportError};
-use fledge::vit::store::{Description, Given, ModelStore, Step};
+use fledge::vit::store::{Description, ModelStore};
 use fledge::{LearnSettings, Learner, Progress, Stage};
 
 use super::demo::story::Board;
@@ -24,77 +22,13 @@ use super::heap::Counted;
 use super::memory::{self, Work};
 use super::output::{
     Answer, BenchReport, Candidate, ClassScore, ClassifiedImage, ClassifyReport, ForgetReport,
-    LearnReport, ModelCheckReport, ModelGetReport, ModelVerdict, PlanReport, ScoreReport,
-    StateReport, TaskSummary,
+    LearnReport, ModelGetReport, PlanReport, ScoreReport, StateReport, TaskSummary,
 };
 use super::settings;
 
-pub fn model_get(
-    settings: &settings::ModelGet,
-    progress: &dyn Progress,
-) -> anyhow::Result<ModelGetReport> {
-    let store = ModelStore::at(&settings.home);
-    if settings.from.is_none() {
-        let name = Description::default_model().name;
-        let path = store.path(&name)?;
-        if let Ok(weights) = store.open(Some(&name))
-            && weights.verify().is_ok()
-        {
-            return model_report(name, path, *weights.preprocessing(), false);
-        }
-    }
-    let given = settings.from.as_deref().map(|file| Given {
-        file,
-        name: settings.name.as_deref(),
-        preprocessing: settings.preprocessing,
-    });
-    let ready = store.get(given, frozen::forward, |step| match step {
-        Step::Downloading(_) => progress.begin(Stage::Download, 0),
-        Step::Verifying | Step::Unpacking | Step::Importing => progress.begin(Stage::Import, 0),
-    })?;
-    progress.finish();
-    model_report(ready.name, ready.path, ready.preprocessing, true)
-}
+mod model;
 
-fn model_report(
-    model: String,
-    path: PathBuf,
-    preprocessing: Preprocessing,
-    imported: bool,
-) -> anyhow::Result<ModelGetReport> {
-    let bytes = fs::metadata(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?
-        .len();
-    Ok(ModelGetReport {
-        model,
-        path,
-        bytes,
-        preprocessing,
-        imported,
-    })
-}
-
-pub fn model_check(file: &Path, progress: &dyn Progress) -> anyhow::Result<ModelCheckReport> {
-    progress.begin(Stage::Import, 0);
-    let checked = import::check_with(file, frozen::forward);
-    progress.finish();
-    let verdict = match checked {
-        Ok(imported) => ModelVerdict::Adaptable {
-            tokens: imported.geometry.tokens(imported.geometry.image),
-            largest_difference: imported.max_difference(),
-            geometry: imported.geometry,
-        },
-        Err(error @ (ImportError::Read { .. } | ImportError::Write { .. })) => bail!(error),
-        Err(refusal) => ModelVerdict::Refused {
-            reason: refusal.to_string(),
-        },
-    };
-    Ok(ModelCheckReport {
-        file: file.to_owned(),
-        adaptable: matches!(verdict, ModelVerdict::Adaptable { .. }),
-        verdict,
-    })
-}
+pub use model::{model_check, model_get};
 
 pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Result<LearnReport> {
     state::check_writable(&settings.state)?;
@@ -135,6 +69,11 @@ pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Res
     if let Some(epochs) = settings.epochs {
         how.fit.set_epochs(epochs.get());
     }
+    let classes = TaskFolder::scan(&settings.task)
+        .map_err(LearnError::from)?
+        .classes;
+    let images: Vec<usize> = classes.iter().map(|class| class.images.len()).collect();
+    state::check_room(&settings.state, learner.state_growth(&images))?;
     let report = learner.learn(&settings.task, &how, progress)?;
     progress.begin(Stage::Save, 0);
     let (state_bytes, _) = state::write(&settings.state, learner.knowledge(), revision)?;

@@ -104,9 +104,8 @@ impl Learn {
         })
     }
 
-    /// Everything at its default.
-    pub fn defaults(task: &Path, state: &Path) -> anyhow::Result<Self> {
-        let config = Config::default();
+    /// Everything at its default that does not depend on the machine.
+    pub fn defaults(task: &Path, state: &Path, config: &Config) -> anyhow::Result<Self> {
         Ok(Self {
             home: config.home()?,
             task: task_folder(task.to_path_buf())?,
@@ -118,9 +117,9 @@ impl Learn {
             prompts: None,
             epochs: None,
             instant: false,
-            budget: plan::Budget::default(),
+            budget: budget(None, config),
             seed: 1,
-            threads: cores(),
+            threads: threads(None, config),
             preferred: NewState::default(),
         })
     }
@@ -300,7 +299,7 @@ impl Eval {
             data: arguments.data.clone(),
             tasks: arguments.tasks.map(NonZeroUsize::get),
             order: arguments.order.clone(),
-            seeds: arguments.seeds.get(),
+            seeds: arguments.seeds.get() as u64,
             order_seed: arguments.order_seed,
             variants: variants(arguments, depth),
         }
@@ -316,6 +315,8 @@ pub struct Watch {
     pub top: NonZeroUsize,
     /// Share of known images that may be called unknown; 0 calls none so.
     pub reject: f32,
+    /// Whether a state that cannot be used is waited for at the start, too.
+    pub wait: bool,
     pub frames: Option<NonZeroUsize>,
     /// Least time between two pictures.
     pub every: Duration,
@@ -338,6 +339,7 @@ impl Watch {
             state: config.state(arguments.state.state),
             top: arguments.top,
             reject: arguments.reject.reject,
+            wait: arguments.wait,
             frames: arguments.frames,
             every: arguments.every,
             patience: arguments.patience,
@@ -462,7 +464,7 @@ fn budget(asked: Option<Budget>, config: &Config) -> plan::Budget {
 }
 
 /// Threads to work with: the flag's, the configured number, or one a core.
-fn threads(asked: Option<NonZeroUsize>, config: &Config) -> NonZeroUsize {
+pub fn threads(asked: Option<NonZeroUsize>, config: &Config) -> NonZeroUsize {
     asked
         .or_else(|| config.get(Key::Threads))
         .unwrap_or_else(cores)

@@ -18,7 +18,7 @@ use sd_notify::NotifyState;
 use serde::Serialize;
 
 use super::Outcome;
-use super::output::{Answer, percent, printable, stdout_error, told};
+use super::output::{Answer, OutputClosed, percent, printable, stdout_error, told};
 use super::run::{named, open};
 use super::settings;
 
@@ -69,6 +69,7 @@ struct Service {
     /// How often it wants to hear from us.
     alive: Option<Duration>,
     told: Instant,
+    ready: bool,
 }
 
 impl Service {
@@ -77,12 +78,18 @@ impl Service {
         let _ = sd_notify::notify(states);
     }
 
-    fn ready() -> Self {
-        Self::tell(&[NotifyState::Ready]);
+    fn new() -> Self {
         Self {
             // Half of the time after which the watchdog bites, as its manual recommends.
             alive: sd_notify::watchdog_enabled().map(|bite| bite / 2),
             told: Instant::now(),
+            ready: false,
+        }
+    }
+
+    fn ready(&mut self) {
+        if !std::mem::replace(&mut self.ready, true) {
+            Self::tell(&[NotifyState::Ready]);
         }
     }
 
@@ -105,15 +112,31 @@ pub fn run(
     let cooled = settings
         .ceiling
         .map(|ceiling| Cooled::new(progress, machine.thermometer(), ceiling));
-    let mut lookout: Option<Lookout<'_>> = None;
+    let mut lookout = Lookout {
+        settings,
+        cooled: cooled.as_ref(),
+        stop: &stop,
+        waiting: None,
+        service: Service::new(),
+        frames: 0,
+        answers: 0,
+        last: Instant::now(),
+        closed: None,
+    };
+    let mut camera = None;
     let mut warned = None;
     loop {
         let (revision, learner, room) = match known(settings) {
             Ok(known) => known,
             Err(error) => {
-                let Some(lookout) = &mut lookout else {
+                if camera.is_none() && !settings.wait {
                     return Err(error);
-                };
+                }
+                // What a stream showed then is not what there is to see once it goes on.
+                lookout
+                    .waiting
+                    .take_if(|frame| matches!(frame, Frame::Jpeg(_)));
+                lookout.service.ready();
                 let error = told(&error);
                 if warned.as_ref() != Some(&error) {
                     progress.warn(&format!("{error}; no answers until that changes"));
@@ -128,21 +151,13 @@ pub fn run(
         warned = None;
         let recogniser = learner.recogniser()?.rejecting(settings.reject)?;
         let recogniser = recogniser.decoding_within(room);
-        let lookout = match &mut lookout {
-            Some(lookout) => lookout,
-            None => lookout.insert(Lookout {
-                settings,
-                cooled: cooled.as_ref(),
-                stop: &stop,
-                camera: Camera::open(&settings.camera)?,
-                waiting: None,
-                service: Service::ready(),
-                frames: 0,
-                answers: 0,
-                last: Instant::now(),
-            }),
+        let camera = match &mut camera {
+            Some(camera) => camera,
+            None => camera.insert(Camera::open(&settings.camera)?),
         };
-        match lookout.watch(&recogniser, revision)? {
+        lookout.service.ready();
+        lookout.last = Instant::now();
+        match lookout.watch(camera, &recogniser, revision)? {
             Ended::Changed => progress.warn(&format!(
                 "{} changed: what it holds now is what is known from here on",
                 settings.state.display()
@@ -151,9 +166,10 @@ pub fn run(
         }
     }
     Service::tell(&[NotifyState::Stopping]);
-    match lookout.and_then(|lookout| lookout.shortfall()) {
-        None => Ok(Outcome::Done),
-        Some(shortfall) => bail!(shortfall),
+    match (lookout.shortfall(), lookout.closed) {
+        (Some(shortfall), _) => bail!(shortfall),
+        (None, Some(closed)) => Err(closed),
+        (None, None) => Ok(Outcome::Done),
     }
 }
 
@@ -175,12 +191,11 @@ enum Ended {
     Changed,
 }
 
-/// A camera, and how long and how often it is looked at.
+/// How long and how often a camera is looked at.
 struct Lookout<'a> {
     settings: &'a settings::Watch,
     cooled: Option<&'a Cooled<'a>>,
     stop: &'a AtomicBool,
-    camera: Camera,
     /// A picture that came when the state file had changed.
     waiting: Option<Frame>,
     service: Service,
@@ -188,8 +203,10 @@ struct Lookout<'a> {
     frames: usize,
     /// Those that could be used.
     answers: usize,
-    /// When the latest of them was taken up.
+    /// When the latest of them was taken up, or since when there could be one.
     last: Instant,
+    /// Nobody reads the answers any more.
+    closed: Option<anyhow::Error>,
 }
 
 impl Lookout<'_> {
@@ -224,6 +241,9 @@ impl Lookout<'_> {
         let asked = self.settings.frames.map_or(0, NonZeroUsize::get);
         match self.frames {
             _ if self.stopped() => None,
+            seen if seen < asked && self.closed.is_some() => Some(format!(
+                "standard output was closed after {seen} of {asked} pictures"
+            )),
             seen if seen < asked => Some(format!(
                 "the camera's pictures ended after {seen} of {asked}"
             )),
@@ -234,7 +254,12 @@ impl Lookout<'_> {
         }
     }
 
-    fn watch(&mut self, recogniser: &Recogniser<'_>, revision: Revision) -> anyhow::Result<Ended> {
+    fn watch(
+        &mut self,
+        camera: &mut Camera,
+        recogniser: &Recogniser<'_>,
+        revision: Revision,
+    ) -> anyhow::Result<Ended> {
         let settings = self.settings;
         let mut session = recogniser.session();
         while self.wants_more() {
@@ -246,7 +271,7 @@ impl Lookout<'_> {
                 });
             }
             let waiting = self.waiting.take().map(|frame| Ok(Next::Frame(frame)));
-            let frame = match waiting.unwrap_or_else(|| self.camera.next(MOMENT)) {
+            let frame = match waiting.unwrap_or_else(|| camera.next(MOMENT)) {
                 Ok(Next::Frame(frame)) => frame,
                 Ok(Next::Nothing) => {
                     if matches!(settings.camera, Source::Command(_))
@@ -261,7 +286,7 @@ impl Lookout<'_> {
                     continue;
                 }
                 Ok(Next::End) => break,
-                // Ctrl-C reaches the camera's program too.
+                // A service manager's signal reaches the camera's program too.
                 Err(_) if self.stopped() => break,
                 Err(error) => return Err(error.into()),
             };
@@ -291,7 +316,13 @@ impl Lookout<'_> {
                 ms: 1e3 * self.last.elapsed().as_secs_f64(),
             };
             self.answers += usize::from(matches!(sighting.answer, Answer::Named { .. }));
-            say(&sighting.line(settings.json)?)?;
+            match say(&sighting.line(settings.json)?) {
+                Err(error) if error.is::<OutputClosed>() => {
+                    self.closed = Some(error);
+                    return Ok(Ended::Done);
+                }
+                said => said?,
+            }
             self.pause(settings.every.saturating_sub(self.last.elapsed()));
         }
         Ok(Ended::Done)
@@ -306,11 +337,13 @@ fn say(line: &str) -> anyhow::Result<()> {
         .map_err(stdout_error)
 }
 
-/// Set by SIGINT and SIGTERM.
+/// Set by SIGINT and SIGTERM. A second one ends the program at once: it may wait for a reader.
 fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))
+        // In this order: the second one finds the flag that the first one set.
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
             .context("cannot listen for signals")?;
     }
     Ok(stop)

@@ -18,5 +18,5 @@ pub use folder::{ClassFolder, FolderError, SkipReason, Skipped, TaskFolder};
 pub use preprocess::{Fit, normalise, patchify, resize_square};
 pub use rows::RowFile;
 pub use shelf::Shelf;
-pub use split::{DEFAULT_FRACTION, Split, split, split_class};
+pub use split::{DEFAULT_FRACTION, Split, split_class};
 pub use token_mean::{TokenGrid, TokenMean};

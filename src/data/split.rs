@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::TaskFolder;
-
 /// Part of a class that is held back unless asked otherwise.
 pub const DEFAULT_FRACTION: f64 = 0.1;
 
@@ -18,14 +16,6 @@ pub const DEFAULT_FRACTION: f64 = 0.1;
 pub struct Split {
     pub training: Vec<usize>,
     pub validation: Vec<usize>,
-}
-
-/// Splits every class of `task`, in the order of its classes. See [`split_class`].
-pub fn split(task: &TaskFolder, seed: u64, fraction: f64) -> Vec<Split> {
-    task.classes
-        .iter()
-        .map(|class| split_class(&class.name, &class.images, seed, fraction))
-        .collect()
 }
 
 /// Splits the images of one class; only the file names of `images` count, not their folders.

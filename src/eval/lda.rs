@@ -2,7 +2,9 @@
 
 use crate::adapt::Adapters;
 use crate::data::PrefixCache;
-use crate::learner::{EncodedTask, LearnError, LearnSettings, Learner, Research, Setup};
+use crate::learner::{
+    EncodedClass, EncodedTask, LearnError, LearnSettings, Learner, Research, Setup,
+};
 use crate::progress::Silent;
 use crate::state::Knowledge;
 use crate::train::trainer::FitError;
@@ -76,6 +78,10 @@ impl Contender for Sequential<'_> {
             }
         }
         let latest = self.learner.knowledge().tasks.last();
+        if latest.is_some_and(|task| task.cores.is_empty()) {
+            // A first task's are bases, which are no part of its record.
+            bytes += 4 * report.parameters_added;
+        }
         Ok(Learned {
             parameters: report.parameters_added,
             bytes,
@@ -108,14 +114,14 @@ impl Contender for Sequential<'_> {
 }
 
 /// Adapters of its own for every task, so nothing ever drifts. Which task an image belongs to is
-/// decided by a head on the frozen features, which class of it by the head of that task's
-/// adapters.
+/// decided by a head on the frozen features, which knows the classes of each task apart, and which class of it by the
+/// head of that task's adapters.
 pub(super) struct PerTask<'a> {
     learner: &'a mut Learner,
     cache: &'a PrefixCache,
     setup: Setup,
     settings: LearnSettings,
-    /// What the head on frozen features knows.
+    /// What the head on frozen features knows: classes named after their task as well.
     router: Option<Knowledge>,
     tasks: Vec<Knowledge>,
 }
@@ -125,8 +131,10 @@ impl<'a> PerTask<'a> {
         learner: &'a mut Learner,
         cache: &'a PrefixCache,
         setup: Setup,
-        settings: LearnSettings,
+        mut settings: LearnSettings,
     ) -> Self {
+        // Nothing comes after it that a blend with the frozen weights would serve.
+        settings.fit.blend = 1.0;
         Self {
             learner,
             cache,
@@ -148,7 +156,16 @@ impl Contender for PerTask<'_> {
         if let Some(router) = self.router.take() {
             self.learner.set_knowledge(router);
         }
-        self.learner.learn_encoded(task, &instant, &Silent)?;
+        let classes = task.classes.iter().map(|class| EncodedClass {
+            name: of_task(self.tasks.len(), &class.name),
+            ..class.clone()
+        });
+        let apart = EncodedTask {
+            name: task.name.clone(),
+            cache: task.cache,
+            classes: classes.collect(),
+        };
+        self.learner.learn_encoded(&apart, &instant, &Silent)?;
         let router = self.learner.knowledge().clone();
         let shared = bytes_of_latest(&router);
         self.router = Some(router);
@@ -171,11 +188,12 @@ impl Contender for PerTask<'_> {
         };
         self.learner.set_knowledge(router.clone());
         let mut answers = self.learner.classify_encoded(self.cache, records)?;
-        for own in &self.tasks {
+        let routed = answers.clone();
+        for (index, own) in self.tasks.iter().enumerate() {
             let (places, mine): (Vec<usize>, Vec<usize>) = records
                 .iter()
                 .enumerate()
-                .filter(|&(place, _)| own.class(&answers[place]).is_some())
+                .filter(|&(place, _)| routed[place].starts_with(&of_task(index, "")))
                 .unzip();
             self.learner.set_knowledge(own.clone());
             let renamed = self.learner.classify_encoded(self.cache, &mine)?;
@@ -185,6 +203,11 @@ impl Contender for PerTask<'_> {
         }
         Ok(answers)
     }
+}
+
+/// A class name that tells tasks apart.
+fn of_task(task: usize, class: &str) -> String {
+    format!("{task} {class}")
 }
 
 /// Bytes that the task learned last takes.

@@ -211,11 +211,12 @@ impl Contender for Linear<'_> {
             labels.resize(records.len(), row.unwrap_or(0) as u32);
         }
         // Sequential fine-tuning has one softmax over all classes so far; the others train the
-        // classes of the task among themselves. A domain brings no new classes, only new images.
-        let first = if self.method == Method::Finetune || known == self.classes.len() {
-            0
-        } else {
-            known
+        // classes of the task among themselves, where all of them are new: a domain brings images of known ones.
+        let all_new = self.classes.len() - known == task.classes.len();
+        let first = match self.method {
+            Method::Finetune => 0,
+            _ if all_new => known,
+            _ => 0,
         };
         let (phase, from) = self.start();
         let encoded = Encoded {
@@ -249,11 +250,16 @@ impl Contender for Linear<'_> {
                 _ => {}
             }
         }
-        self.tasks += 1;
         let rows = (self.classes.len() - known) * (self.head.dim + 1);
+        let added = match self.method {
+            // Its adapters are those of the task before, written over.
+            Method::Finetune if self.tasks > 0 => rows,
+            _ => parameters + rows,
+        };
+        self.tasks += 1;
         Ok(Learned {
-            parameters: parameters + rows,
-            bytes: 4 * (parameters + rows),
+            parameters: added,
+            bytes: 4 * added,
             rank: Some(match phase {
                 Phase::Bases => lesson.fresh_rank,
                 Phase::Cores => lesson.core_rank,

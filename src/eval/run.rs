@@ -322,11 +322,6 @@ impl Job<'_> {
             Method::Regularised => {
                 research.fisher = Some(Vec::new());
                 cores_alone(&mut settings);
-                settings.fit.guard = if settings.fit.guard > 0.0 {
-                    settings.fit.guard
-                } else {
-                    1.0
-                };
             }
             Method::Replay => {
                 exemplars = EXEMPLARS;

@@ -208,7 +208,7 @@ impl Strangeness<'_> {
             };
             for (&(_, image), row) in class.iter().zip(rows) {
                 read(image, layout.part(part), &mut deviation)?;
-                layout.check_part(&deviation)?;
+                layout.check_part(&deviation, image, part)?;
                 // From the mean of the others.
                 let more = (n / (n - 1.0)) as f32;
                 let pairs = deviation.iter_mut().zip(&mean);
@@ -242,7 +242,7 @@ impl Strangeness<'_> {
                 let rows = &mut window[..images.len() * layout.dim];
                 for (&(_, image), row) in images.iter().zip(rows.chunks_exact_mut(layout.dim)) {
                     read(image, layout.part(part), row)?;
-                    layout.check_part(row)?;
+                    layout.check_part(row, image, part)?;
                 }
                 let rows = rows.chunks_exact(layout.dim);
                 learn_part(

@@ -12,7 +12,8 @@ const MOST: f64 = 1e4;
 /// Golden-section steps: the bracket of log T shrinks below 1e-6.
 const STEPS: usize = 35;
 
-/// A fitted temperature and how many held-out images it rests on.
+/// A fitted temperature and how many held-out images it rests on: none where there is one class, whose
+/// probability is 1 at any temperature.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature {
     /// Between 0.01 and 10,000.
@@ -55,6 +56,10 @@ impl Temperature {
                 position: at % classes,
             });
         }
+        if classes == 1 {
+            let (value, images) = (1.0, 0);
+            return Ok(Self { value, images });
+        }
         let objective = |log_t: f64| smoothed_loss(scores, classes, labels, (-log_t).exp());
         let golden = (5.0f64.sqrt() - 1.0) / 2.0;
         let (mut low, mut high) = (LEAST.ln(), MOST.ln());
@@ -78,14 +83,11 @@ impl Temperature {
     }
 }
 
-/// Cross-entropy against smoothed targets, summed over images, at inverse temperature `beta`.
+/// Cross-entropy of two classes or more against smoothed targets, summed over images, at inverse temperature
+/// `beta`.
 fn smoothed_loss(scores: &[f32], classes: usize, labels: &[usize], beta: f64) -> f64 {
     let n = labels.len() as f64;
-    let others = if classes > 1 {
-        1.0 / ((n + 2.0) * (classes - 1) as f64)
-    } else {
-        0.0
-    };
+    let others = 1.0 / ((n + 2.0) * (classes - 1) as f64);
     let truth = 1.0 - others * (classes - 1) as f64;
     let images = scores.chunks_exact(classes).zip(labels);
     images
@@ -194,6 +196,16 @@ mod tests {
         let mut p = [0.0; 3];
         probabilities(&scores[..3], fit.value, &mut p).unwrap();
         assert!(p[0] > 0.6 && p[0] < 0.95, "{p:?}");
+    }
+
+    #[test]
+    fn a_task_of_one_class_says_nothing_about_the_temperature() {
+        let mut calibration = Calibration::default();
+        calibration.add(Temperature::fit(&[3.0, -8.0, 40.0], 1, &[0, 0, 0]).unwrap());
+        assert_eq!(calibration, Calibration::default());
+        let fit = Temperature::fit(&[9.0, 0.0, 1.0, 0.0, 12.0, 2.0], 3, &[0, 1]).unwrap();
+        calibration.add(fit);
+        assert!((calibration.temperature(8) / fit.value - 1.0).abs() < 1e-5);
     }
 
     #[test]

@@ -221,17 +221,6 @@ impl Classifier {
         (scores.fold(f64::NEG_INFINITY, f64::max), &self.center)
     }
 
-    /// Bytes of the fitted numbers.
-    pub fn bytes(&self) -> usize {
-        let fitted = [
-            &self.center,
-            &self.weights,
-            &self.offsets,
-            &self.corrections,
-        ];
-        fitted.iter().map(|numbers| 4 * numbers.len()).sum()
-    }
-
     /// Class scores of one image: log-likelihoods up to a constant shared by all classes.
     /// `features` is `[parts * dim]`, `out` `[classes]`.
     ///

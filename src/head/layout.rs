@@ -38,13 +38,24 @@ impl Layout {
         packed_row(self.dim)
     }
 
-    /// Checks features of one part.
+    /// Checks features of one part of an image.
     ///
     /// # Errors
     /// As [`Layout::check`].
-    pub(super) fn check_part(&self, features: &[f32]) -> Result<(), HeadError> {
+    pub(super) fn check_part(
+        &self,
+        features: &[f32],
+        image: usize,
+        part: usize,
+    ) -> Result<(), HeadError> {
         let one = Self { parts: 1, ..*self };
-        one.check(features).map(|_| ())
+        match one.check(features) {
+            Err(HeadError::NotFinite { position, .. }) => Err(HeadError::NotFinite {
+                image,
+                position: self.part(part).start + position,
+            }),
+            checked => checked.map(|_| ()),
+        }
     }
 
     /// Checks `[n, width]` features and returns n.

@@ -65,8 +65,8 @@ pub enum HeadError {
     #[error("class {class} of task {task} is not among what was learned")]
     UnknownComponent { class: ClassId, task: TaskId },
     #[error(
-        "the scatter factor of class {class}, task {task} is not loaded, so the class can \
-         neither grow nor be removed exactly; attach the factors first"
+        "class {class} of task {task} has no scatter factor, so it can neither grow nor be \
+         removed exactly; restore an older state file or learn again"
     )]
     NoFactor { class: ClassId, task: TaskId },
     #[error("what was learned waits on disk, and {0}")]

@@ -71,11 +71,6 @@ impl Mahalanobis {
         let row = |i: usize| &factor[packed_row(i)..=packed_row(i) + i];
         square(row, self.variances[part], deviation)
     }
-
-    /// Bytes of the kept numbers.
-    pub fn bytes(&self) -> usize {
-        4 * self.factors.len() + 8 * self.variances.len()
-    }
 }
 
 /// `d^T S^-1 d` with `S = variance L L^T`, `row(i)` being the i + 1 numbers of the i-th row of L.

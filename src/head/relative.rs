@@ -96,11 +96,6 @@ impl RelativeMahalanobis {
         let factor = &self.factors[part * packed_row(self.components)..];
         whiten(|i| &factor[packed_row(i)..=packed_row(i) + i], v);
     }
-
-    /// Bytes of the kept numbers.
-    pub fn bytes(&self) -> usize {
-        4 * self.factors.len()
-    }
 }
 
 /// `L^-1 v` in place, `row(i)` being the i + 1 numbers of the i-th row of L.

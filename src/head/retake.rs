@@ -80,7 +80,7 @@ impl Statistics {
             component.count = u32::try_from(group.len()).unwrap_or(u32::MAX);
             for (k, &(_, image)) in group.iter().enumerate() {
                 read(image, &mut buffers.feature)?;
-                layout.check_part(&buffers.feature)?;
+                layout.check_part(&buffers.feature, image, part)?;
                 welford(
                     k as f64,
                     &mut buffers.mean,

@@ -132,6 +132,9 @@ impl Statistics {
                 },
             });
         }
+        if numbers == 0 && !components.is_empty() {
+            return Err(damaged("the shared scatter is unusable"));
+        }
         Ok(Self {
             layout,
             removable,
@@ -244,7 +247,7 @@ impl Statistics {
                     let rows = &mut window[..images.len() * layout.dim];
                     for (&(_, image), row) in images.iter().zip(rows.chunks_exact_mut(layout.dim)) {
                         read(image, columns.clone(), row)?;
-                        layout.check_part(row)?;
+                        layout.check_part(row, image, part)?;
                     }
                     let rows = rows.chunks_exact(layout.dim);
                     learn_part(component, part, before, rows, &mut scatter, &mut work)?;

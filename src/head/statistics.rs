@@ -205,7 +205,7 @@ impl Statistics {
     /// the scatter (Welford 1962, in outer-product form), so n images make n - 1 rows.
     ///
     /// # Errors
-    /// As [`Layout::check`], and [`HeadError::NoFactor`] when the factors are detached; the
+    /// As [`Layout::check`], and [`HeadError::NoFactor`] for a component that lost its factor; the
     /// statistics are then unchanged.
     pub fn learn(
         &mut self,
@@ -235,65 +235,6 @@ impl Statistics {
         }
         let count = &mut self.components[index].count;
         *count = count.saturating_add(u32::try_from(added).unwrap_or(u32::MAX));
-        Ok(())
-    }
-
-    /// Merges two components of one class into the one of task `into`: count, mean and scatter
-    /// become those of the union (Chan, Golub and LeVeque 1979). They cannot be told apart again.
-    ///
-    /// # Errors
-    /// [`HeadError::UnknownComponent`], or [`HeadError::NoFactor`] when factors are detached.
-    pub fn merge(&mut self, class: ClassId, from: TaskId, into: TaskId) -> Result<(), HeadError> {
-        let source = self.index(class, from)?;
-        let target = self.index(class, into)?;
-        if source == target {
-            return Ok(());
-        }
-        self.unshelve()?;
-        self.check_factor(source)?;
-        self.check_factor(target)?;
-        let dim = self.layout.dim;
-        let source = self.components.remove(source);
-        // Sorted by task within a class: an earlier neighbour has just left.
-        let target = target - usize::from(from < into);
-        let (n, m) = (
-            f64::from(source.count),
-            f64::from(self.components[target].count),
-        );
-        let mut rows = Rows::new(dim);
-        for part in self.held.clone() {
-            let range = self.layout.part(part);
-            let place = self.scatter_of(part);
-            let (scatter, target) = (&mut self.scatter[place], &mut self.components[target]);
-            rows.clear();
-            let mut triangular = 0;
-            if let (Some(ours), Some(theirs)) = (&target.factor, &source.factor) {
-                ours.unpack(part, &mut rows)?;
-                triangular = rows.len();
-                theirs.unpack(part, &mut rows)?;
-                rows.add_gram(-1.0, scatter);
-            }
-            let weight = (n * m / (n + m)).sqrt();
-            let between = rows.push();
-            let means = target.mean[range.clone()]
-                .iter_mut()
-                .zip(&source.mean[range]);
-            for (row, (ours, &theirs)) in between.iter_mut().zip(means) {
-                let (x, y) = (f64::from(*ours), f64::from(theirs));
-                *row = (weight * (y - x)) as f32;
-                *ours = (x + (y - x) * n / (n + m)) as f32;
-            }
-            if let Some(factor) = &mut target.factor {
-                rows.fold(triangular);
-                factor.pack(part, &mut rows);
-            }
-            rows.add_gram(1.0, scatter);
-        }
-        let target = &mut self.components[target];
-        // Errors of two moves have nothing to do with each other.
-        let [a, b] = [n, m].map(|count| (count / (n + m)).powi(2));
-        target.drift = (a * f64::from(target.drift) + b * f64::from(source.drift)) as f32;
-        target.count = target.count.saturating_add(source.count);
         Ok(())
     }
 
@@ -348,33 +289,6 @@ impl Statistics {
                 shelved.write(part, &own)?;
             }
         }
-        Ok(())
-    }
-
-    /// Takes the factors out, in the order of [`Statistics::components`], so that they need no
-    /// memory while training. Until they are back, components can be read and new ones learned,
-    /// but those without a factor neither grow, merge nor go.
-    pub fn detach_factors(&mut self) -> Vec<Option<Factor>> {
-        let components = self.components.iter_mut();
-        components.map(|c| c.factor.take()).collect()
-    }
-
-    /// Puts a factor back where [`Statistics::detach_factors`] took it from.
-    ///
-    /// # Errors
-    /// [`HeadError::UnknownComponent`], or [`HeadError::Damaged`] when it does not fit.
-    pub fn attach_factor(
-        &mut self,
-        class: ClassId,
-        task: TaskId,
-        factor: Factor,
-    ) -> Result<(), HeadError> {
-        factor.check(self.layout.parts, self.layout.dim)?;
-        let index = self.index(class, task)?;
-        if !self.removable {
-            return Err(HeadError::Damaged("transient statistics take no factors"));
-        }
-        self.components[index].factor = Some(factor);
         Ok(())
     }
 
@@ -435,11 +349,6 @@ impl Statistics {
     pub(super) fn search(&self, class: ClassId, task: TaskId) -> Result<usize, usize> {
         let key = |c: &Component| (c.class, c.task);
         self.components.binary_search_by_key(&(class, task), key)
-    }
-
-    fn index(&self, class: ClassId, task: TaskId) -> Result<usize, HeadError> {
-        self.search(class, task)
-            .map_err(|_| HeadError::UnknownComponent { class, task })
     }
 
     fn check_factor(&self, index: usize) -> Result<(), HeadError> {

@@ -7,6 +7,7 @@ mod twin;
 use proptest::prelude::*;
 
 use super::*;
+use crate::state::StreamError;
 use twin::{Set, assert_close, assert_same_scores, assert_same_statistics, scores, shuffled};
 
 proptest! {
@@ -87,34 +88,21 @@ proptest! {
     }
 
     #[test]
-    fn merged_components_equal_one_learned_together(
-        seed in any::<u64>(), dim in 1usize..40, images in 1usize..60, backwards in any::<bool>(),
-    ) {
-        let set = Set::draw(seed, Layout { parts: 2, dim }, 2, 2, images);
-        let mut merged = set.statistics();
-        let (from, into) = if backwards { (0, 1) } else { (1, 0) };
-        merged.merge(1, from, into).unwrap();
-        let mut together = Statistics::new(set.layout);
-        for component in set.components() {
-            let own: Vec<f32> = set.of(component).flatten().copied().collect();
-            let (class, task) = component;
-            let task = if class == 1 { into } else { task };
-            together.learn(class, task, &own).unwrap();
-        }
-        assert_same_statistics(&merged, &together, 2e-3);
-    }
-
-    #[test]
     fn a_pooled_class_is_fitted_as_if_its_components_were_one(
         seed in any::<u64>(), dim in 1usize..30, images in 2usize..20,
     ) {
         let set = Set::draw(seed, Layout { parts: 2, dim }, 3, 2, images);
-        let (mut pooled, mut merged) = (set.without_factors(), set.without_factors());
+        let mut pooled = set.without_factors();
         pooled.set_pooled(1, true);
-        merged.merge(1, 1, 0).unwrap();
+        let mut together = Statistics::transient(set.layout, 0..2);
+        for (class, task) in set.components() {
+            let own: Vec<f32> = set.of((class, task)).flatten().copied().collect();
+            let task = if class == 1 { 0 } else { task };
+            together.learn(class, task, &own).unwrap();
+        }
         let x = &set.features[0];
         let fit = |s: &Statistics| scores(&Classifier::fit(&[s], 0.1).unwrap(), x);
-        assert_same_scores(&fit(&pooled), &fit(&merged), 1e-4);
+        assert_same_scores(&fit(&pooled), &fit(&together), 1e-4);
         // Each is still there to be removed, and takes its mark along.
         let mut pooled = set.statistics();
         pooled.set_pooled(1, true);
@@ -379,15 +367,13 @@ fn a_bad_feature_is_named_and_changes_nothing() {
 fn a_task_is_forgotten_whole_and_only_with_its_factors() {
     let set = Set::draw(6, Layout { parts: 2, dim: 12 }, 3, 2, 9);
     let mut statistics = set.statistics();
-    let factors = statistics.detach_factors();
+    let components = statistics.components.iter_mut();
+    let factors: Vec<_> = components.map(|c| c.factor.take()).collect();
     let needed = HeadError::NoFactor { class: 0, task: 1 };
     assert_eq!(statistics.forget_task(1), Err(needed.clone()));
     assert_eq!(statistics.learn(0, 1, &set.features[0]), Err(needed));
-    for (at, factor) in factors.into_iter().enumerate() {
-        let (class, task) = set.components()[at];
-        statistics
-            .attach_factor(class, task, factor.unwrap())
-            .unwrap();
+    for (component, factor) in statistics.components.iter_mut().zip(factors) {
+        component.factor = factor;
     }
     assert_eq!(statistics, set.statistics());
     assert_eq!(statistics.forget_task(1), Ok(27));
@@ -435,11 +421,11 @@ fn statistics_survive_their_file_format_and_damage_is_noticed() {
     for at in 0..bytes.len() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x7f;
-        // Whatever was read must either be refused or be safe to use.
-        if let Ok(read) = postcard::from_bytes::<Statistics>(&damaged)
-            && read.check().is_ok()
-        {
-            let mut read = read;
+        // Whatever was read, into memory or onto disk, must either be refused or be safe to use.
+        let in_memory = postcard::from_bytes::<Statistics>(&damaged).ok();
+        let sound = |read: &Statistics| read.check().is_ok();
+        let both = [in_memory, on_disk(&damaged).ok()];
+        for mut read in both.into_iter().flatten().filter(sound) {
             let width = read.layout().width();
             if let Ok(classifier) = Classifier::fit(&[&read], 0.1) {
                 let mut out = vec![0.0; classifier.classes().len()];
@@ -449,6 +435,21 @@ fn statistics_survive_their_file_format_and_damage_is_noticed() {
             let _ = read.forget(1);
         }
     }
+}
+
+fn on_disk(bytes: &[u8]) -> Result<Statistics, StreamError> {
+    Statistics::deserialize_shelved(&mut postcard::Deserializer::from_bytes(bytes))
+}
+
+#[test]
+fn classes_without_their_scatter_are_refused() {
+    let mut statistics = Set::draw(8, Layout { parts: 2, dim: 8 }, 2, 1, 5).statistics();
+    assert!(on_disk(&postcard::to_allocvec(&statistics).unwrap()).is_ok());
+    statistics.scatter.clear();
+    let read = on_disk(&postcard::to_allocvec(&statistics).unwrap());
+    assert!(read.unwrap_err().to_string().contains("scatter"));
+    let nothing = Statistics::new(Layout { parts: 2, dim: 8 });
+    assert!(on_disk(&postcard::to_allocvec(&nothing).unwrap()).is_ok());
 }
 
 #[test]

@@ -76,10 +76,6 @@ impl<'a> MatRef<'a> {
     pub fn cols(&self) -> usize {
         self.cols
     }
-
-    fn at(&self, i: usize, j: usize) -> f32 {
-        self.data[i * self.row_stride + j * self.col_stride]
-    }
 }
 
 impl<'a> MatMut<'a> {
@@ -121,7 +117,8 @@ impl<'a> MatMut<'a> {
 }
 
 fn fits(len: usize, rows: usize, cols: usize, row_stride: usize) -> bool {
-    rows == 0 || cols == 0 || (rows - 1) * row_stride + cols <= len
+    let needed = |rows: usize| (rows - 1).checked_mul(row_stride)?.checked_add(cols);
+    rows == 0 || cols == 0 || needed(rows).is_some_and(|needed| needed <= len)
 }
 
 /// `C = alpha A B + beta C` with A `[m, k]`, B `[k, n]`, C `[m, n]`; with `beta` 0, C is not read.
@@ -255,20 +252,5 @@ pub fn matmul_portable(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: M
             c.row_stride as isize,
             1,
         );
-    }
-}
-
-/// The slow, obvious twin of [`matmul`], for tests.
-pub fn matmul_naive(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>) {
-    assert!(
-        a.cols == b.rows && a.rows == c.rows && b.cols == c.cols,
-        "matrix shapes do not agree"
-    );
-    for i in 0..c.rows {
-        for j in 0..c.cols {
-            let sum: f32 = (0..a.cols).map(|k| a.at(i, k) * b.at(k, j)).sum();
-            let out = &mut c.data[i * c.row_stride + j];
-            *out = alpha * sum + if beta == 0.0 { 0.0 } else { beta * *out };
-        }
     }
 }

@@ -37,9 +37,10 @@ impl<'a> Panels<'a> {
     /// # Panics
     /// When `data` does not have [`Panels::len`] floats.
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        let padded = cols.checked_next_multiple_of(WIDTH);
         assert_eq!(
-            data.len(),
-            Self::len(rows, cols),
+            Some(data.len()),
+            padded.and_then(|padded| padded.checked_mul(rows)),
             "panels have the wrong length"
         );
         Self {

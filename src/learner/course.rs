@@ -173,7 +173,8 @@ impl<'c> Course<'c> {
             head.add_drift(&taken.head, shrinkage)?;
         }
         let judged = judge(self.encoded, &head, &features, shrinkage)?;
-        if epochs > 0 && judged.validation.not_clearly_below(&fitted.before) {
+        let fared = |before| judged.validation.not_clearly_below(&before);
+        if epochs > 0 && fitted.before.is_some_and(fared) {
             taken.adapters.remember(&sum, tokens);
             return Ok(Outcome {
                 head,

@@ -200,6 +200,16 @@ impl Learner {
         let known = &self.knowledge;
         let mut names = known.classes.clone();
         let mut ranks = known.ranks.clone();
+        let images = TaskImages::of(task, &mut names, &self.token_grid(), &research.exemplars)
+            .map_err(FitError::from)?;
+        let asked = !settings.instant && names.len() > 1;
+        let trains = asked && images.teach(known.classes.len());
+        if asked && !trains {
+            progress.warn(
+                "no class has two images to train on beside those held back, so features stay as they \
+                 are and only the head learns; more photos of these classes can be another task",
+            );
+        }
         let TaskImages {
             mut records,
             mut labels,
@@ -207,9 +217,7 @@ impl Learner {
             validation,
             own,
             taught,
-        } = TaskImages::of(task, &mut names, &self.token_grid(), &research.exemplars)
-            .map_err(FitError::from)?;
-        let trains = !settings.instant && names.len() > 1;
+        } = images;
         let follows = trains && settings.transport && saved.is_some();
         let stand_ins = match follows {
             true => self.stand_ins(task, &taught, settings, &mut records, &mut labels),

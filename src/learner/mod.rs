@@ -130,6 +130,24 @@ impl Learner {
         Plan::allowed(&demand, settings.budget)
     }
 
+    /// Bytes that the next task adds to the state, if its classes have so many `images`: what of them depends
+    /// on images and classes, so a little less than it takes.
+    pub fn state_growth(&self, images: &[usize]) -> u64 {
+        let layout = self.knowledge.head.layout();
+        let mut numbers = match self.knowledge.head.components().is_empty() {
+            // The scatter that all share.
+            true => 4 * layout.parts * layout.packed(),
+            false => 0,
+        };
+        for &images in images {
+            // A triangle of f16 in each part, and the mean.
+            let rows = images.saturating_sub(1).min(layout.dim);
+            numbers += 2 * layout.parts * (rows * layout.dim - rows * rows.saturating_sub(1) / 2);
+            numbers += 4 * layout.width() + self.token_grid().bytes();
+        }
+        numbers as u64
+    }
+
     /// What training `adapters` takes beside the statistics `head`, on a task whose classes have so
     /// many `images`, in steps of `batch`.
     pub(crate) fn demand(

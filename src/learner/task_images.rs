@@ -64,6 +64,16 @@ impl TaskImages {
             taught,
         })
     }
+
+    /// Whether there is something to train by, `known` being how many classes were known before: an image that
+    /// trains is told from others by a head of other images, which must hold its class.
+    pub fn teach(&self, known: usize) -> bool {
+        let labels = self.training.iter().map(|&image| self.labels[image]);
+        let classes: Vec<ClassId> = labels.collect();
+        let mut pairs = classes.windows(2);
+        classes.iter().any(|&class| (class as usize) < known)
+            || pairs.any(|pair| pair[0] == pair[1])
+    }
 }
 
 /// The id of a class name, which is added if it is new.

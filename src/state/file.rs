@@ -53,6 +53,25 @@ pub enum StateError {
     #[error("cannot save the state to {path}: {source}; what was there before is untouched")]
     Write { path: PathBuf, source: io::Error },
     #[error(
+        "the state is saved to {path}, but a power cut may undo that: {source}; look at it with `fledge state show` before anything is learned twice"
+    )]
+    Unsynced { path: PathBuf, source: io::Error },
+    #[error(
+        "a save to {path} takes {} MiB beside what is there, and {} MiB are left: make room there or name another file with --state",
+        needed.div_ceil(1 << 20), available >> 20
+    )]
+    NoSpace {
+        path: PathBuf,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        available: u64,
+    },
+    #[error(
+        "{path} is mounted on its own, so no file can take its place: mount the folder it is in, or name another file with --state"
+    )]
+    Mounted { path: PathBuf },
+    #[error(
         "cannot save the state to {path}: there is no folder {folder}; make it, attach the drive it is on, or name another file with --state"
     )]
     NoFolder { path: PathBuf, folder: PathBuf },
@@ -193,7 +212,7 @@ pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, postcard::Error> {
 ///
 /// # Errors
 /// When the file changed since it was read, or the new one cannot be written; the file at `path`
-/// is then untouched.
+/// is then untouched, but for [`StateError::Unsynced`], when it was replaced.
 pub fn write<T: Serialize>(
     path: &Path,
     value: &T,
@@ -215,7 +234,10 @@ pub fn write<T: Serialize>(
     }
     let (checksum, length) = replace(&target, value).map_err(failed)?;
     // The rename itself lives in the folder; without this a power cut could undo it.
-    folder.sync_all().map_err(failed)?;
+    folder.sync_all().map_err(|source| StateError::Unsynced {
+        path: path.to_owned(),
+        source,
+    })?;
     let revision = Revision(Some((checksum, length)));
     Ok((ENVELOPE as u64 + length, revision))
 }
@@ -223,15 +245,57 @@ pub fn write<T: Serialize>(
 /// Checks before hours of work that a state could be saved at `path` later.
 ///
 /// # Errors
-/// When the folder is missing or cannot be written to.
+/// When the folder is missing or cannot be written to, or the file cannot be replaced.
 pub fn check_writable(path: &Path) -> Result<(), StateError> {
     let target = resolve(path);
+    if is_mounted(&target) {
+        return Err(StateError::Mounted {
+            path: path.to_owned(),
+        });
+    }
     tempfile::NamedTempFile::new_in(folder_of(&target))
         // A save opens the folder as well.
         .and_then(|_| File::open(folder_of(&target)))
         .map(drop)
         // The name of the file that was tried says nothing.
         .map_err(|error| unwritable(path, io::Error::from(error.kind())))
+}
+
+/// Checks before hours of work that there is room to save at `path` what is there and `more` bytes, while
+/// what is there stays.
+///
+/// # Errors
+/// [`StateError::NoSpace`].
+pub fn check_room(path: &Path, more: u64) -> Result<(), StateError> {
+    let target = resolve(path);
+    let there = fs::metadata(&target).map_or(0, |file| file.len());
+    let needed = there.saturating_add(more);
+    // What cannot be told shows when it is written. File systems that cannot tell report 0 blocks in all.
+    let disk = rustix::fs::statvfs(folder_of(&target)).ok();
+    let Some(disk) = disk.filter(|disk| disk.f_blocks > 0) else {
+        return Ok(());
+    };
+    let available = disk.f_bavail.saturating_mul(disk.f_frsize);
+    match available < needed {
+        false => Ok(()),
+        true => Err(StateError::NoSpace {
+            path: path.to_owned(),
+            needed,
+            available,
+        }),
+    }
+}
+
+/// Whether something is mounted at a file, as container programs do with single files.
+fn is_mounted(target: &Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let mount = |path: &Path| {
+        let told = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
+        // Linux before 5.8 does not tell.
+        (told.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(told.stx_mnt_id)
+    };
+    let both = mount(target).zip(mount(folder_of(target)));
+    both.is_some_and(|(file, folder)| file != folder)
 }
 
 /// Why nothing can be saved at `path`.

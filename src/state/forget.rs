@@ -248,7 +248,7 @@ mod tests {
         assert_eq!(k.head.components()[1].mean, tit);
         let taught = &k.tasks[1].classes;
         assert_eq!((taught.len(), taught[0].class, taught[0].images), (1, 1, 2));
-        assert_eq!(k.class_or_insert("wren"), 2);
+        assert_eq!(k.class("wren"), None);
     }
 
     #[test]

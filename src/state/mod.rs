@@ -6,7 +6,9 @@ mod stream;
 
 use serde::{Deserialize, Serialize};
 
-pub use file::{Revision, StateError, check_writable, encode, open, read, revision, write};
+pub use file::{
+    Revision, StateError, check_room, check_writable, encode, open, read, revision, write,
+};
 pub use forget::{Forget, ForgetError, Forgotten};
 
 pub(crate) use stream::StreamError;
@@ -139,13 +141,5 @@ impl Knowledge {
     pub fn class(&self, name: &str) -> Option<ClassId> {
         let index = self.classes.iter().position(|known| known == name)?;
         u32::try_from(index).ok()
-    }
-
-    /// The id of a class name, which is added if it is new.
-    pub fn class_or_insert(&mut self, name: &str) -> ClassId {
-        self.class(name).unwrap_or_else(|| {
-            self.classes.push(name.to_owned());
-            (self.classes.len() - 1) as ClassId
-        })
     }
 }

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::features::Features;
-use super::judge::{classes_in, learn_into};
+use super::judge::{classes_in, learn_on_shelf};
 use super::plan::{Demand, Plan, PlanError};
 use super::stack::Phase;
 use super::target::Target;
@@ -282,7 +282,8 @@ fn step(
         },
         0..2,
     );
-    learn_into(&mut statistics, &labels, &all, &features, 0)?;
+    statistics.shelve()?;
+    learn_on_shelf(&mut statistics, &labels, &all, &features, 0)?;
     let classifier = Classifier::fit(&[&statistics], Shrinkage::Estimated)?;
     let target = Target {
         class: &classes_in(&classifier, &labels).collect::<Vec<_>>(),

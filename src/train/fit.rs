@@ -36,8 +36,9 @@ pub struct Fitted {
     pub cores: Vec<TaskCore>,
     /// How the rank was chosen, where it was.
     pub choice: Option<RankChoice>,
-    /// How the held-back images fared before training.
-    pub before: Quality,
+    /// How the held-back images fared before training; not told of a later task's bases, which go on from its
+    /// M and N.
+    pub before: Option<Quality>,
     /// The same for a first task's end. A later one's can be told only once old statistics have
     /// followed the features.
     pub after: Option<Quality>,
@@ -49,7 +50,8 @@ pub struct Fitted {
 
 /// Trains `adapters` on the task and leaves in them the parameters of the last epoch; bases are
 /// [blended](FitSettings::blend) with those before. `features` holds every image's features with
-/// `adapters`, and in the end those of a first task's blend, or anything after a later lesson.
+/// `adapters`, where bases go on those that M and N left behind, and in the end those of a first task's blend, or
+/// anything after a later lesson.
 ///
 /// # Errors
 /// When the head cannot be fitted or a file cannot be read; `adapters` hold anything then.
@@ -77,8 +79,8 @@ impl Fitted {
     /// it. How well its own classes are told apart says little about how well it serves the classes
     /// to come, so it need not be better.
     pub fn first_is_kept(&self) -> bool {
-        let after = self.after.as_ref();
-        after.is_some_and(|after| after.not_clearly_below(&self.before))
+        let told = self.after.zip(self.before);
+        told.is_some_and(|(after, before)| after.not_clearly_below(&before))
     }
 }
 
@@ -202,11 +204,12 @@ impl<'f, 'a: 'f> Fit<'f, 'a> {
             self.features,
             settings.training_shrinkage.into(),
         )?;
-        let before = self.quality()?;
-        if let Some(selection) = self
-            .selection
-            .as_mut()
-            .filter(|_| epochs < SELECTION_EPOCHS)
+        let before = match lesson {
+            Lesson::First | Lesson::Cores(_) => Some(self.quality()?),
+            Lesson::Onward(_) => None,
+        };
+        if let (Some(selection), Some(before)) = (&mut self.selection, before)
+            && epochs < SELECTION_EPOCHS
         {
             // Too short to select: what earlier tasks taught decides.
             selection.end(before.loss, &mut self.parameters, &mut self.adam);

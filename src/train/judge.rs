@@ -8,9 +8,6 @@ use crate::head::{
     ClassId, Classifier, HeadError, Retaking, Shrinkage, Statistics, TaskId, Temperature, Workspace,
 };
 
-/// Images whose features are in memory while statistics learn them.
-const WINDOW: usize = 64;
-
 /// How well a head does on a set of images.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Quality {
@@ -123,32 +120,6 @@ impl<'a> Heads<'a> {
     pub fn fitted(&self) -> &Classifier {
         &self.head
     }
-}
-
-/// Adds the features of `images` to `statistics`, class by class, as `task`.
-///
-/// # Errors
-/// When a feature is not a finite number or cannot be read.
-pub fn learn_into(
-    statistics: &mut Statistics,
-    labels: &[ClassId],
-    images: &[usize],
-    features: &Features,
-    task: TaskId,
-) -> Result<(), FitError> {
-    let mut by_class = images.to_vec();
-    by_class.sort_by_key(|&image| labels[image]);
-    let mut window = Vec::new();
-    for group in by_class.chunk_by(|&a, &b| labels[a] == labels[b]) {
-        for images in group.chunks(WINDOW) {
-            window.resize(images.len() * features.width(), 0.0);
-            for (&image, row) in images.iter().zip(window.chunks_exact_mut(features.width())) {
-                features.read(image, row)?;
-            }
-            statistics.learn(labels[group[0]], task, &window)?;
-        }
-    }
-    Ok(())
 }
 
 /// What a head without the held-back images does on the task.

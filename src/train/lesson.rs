@@ -55,7 +55,7 @@ pub struct FitSettings {
     /// of tasks before it: what each moves of old classes adds up (weights averaged as tasks come: Marouf et
     /// al., arXiv 2312.08977).
     pub later_blend: f32,
-    /// Weight of the drift guard on cores and prompts.
+    /// Weight of the drift guard on cores and prompts while M and N learn.
     pub guard: f32,
     /// Weight of what [holds](super::objective::score_drift) old classes' scores while a later task's bases
     /// learn.

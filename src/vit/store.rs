@@ -380,6 +380,9 @@ impl ModelStore {
                 "-d",
             ])
             .arg(folder)
+            // It would keep a second copy, and unpack in the system's folder for temporary files.
+            .arg("--no-cache-dir")
+            .env("TMPDIR", folder)
             .arg(&requirement)
             .stdin(Stdio::null())
             .output()

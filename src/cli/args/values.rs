@@ -28,6 +28,10 @@ pub(super) fn rate(text: &str) -> Result<f32, String> {
 pub const MOST_THREADS: usize = 256;
 /// Pixels. Attention takes memory by the fourth power of them.
 pub const MOST_PIXELS: usize = 1024;
+/// Beyond any use, and few enough to be counted with.
+pub(super) const MOST_EPOCHS: usize = 10_000;
+/// The same of runs of a method.
+pub(super) const MOST_SEEDS: usize = 1000;
 /// What a task has to learn from at most, to plan for it.
 pub(super) const MOST_IMAGES: usize = 1 << 24;
 

@@ -16,10 +16,15 @@ use fledge::progress::Progress;
 
 use super::Outcome;
 use super::args::DemoArguments;
+use super::config::Config;
 use super::run::ThisMachine;
 
 /// Draws the birds, learns them in two tasks, and tells what happens.
-pub fn run(arguments: &DemoArguments, progress: &dyn Progress) -> anyhow::Result<Outcome> {
+pub fn run(
+    arguments: &DemoArguments,
+    config: &Config,
+    progress: &dyn Progress,
+) -> anyhow::Result<Outcome> {
     let mut out = std::io::stdout().lock();
     match &arguments.keep {
         Some(folder) => {
@@ -31,11 +36,11 @@ pub fn run(arguments: &DemoArguments, progress: &dyn Progress) -> anyhow::Result
                 "{} is there already and the story starts from nothing; remove it or choose another folder",
                 state.display()
             );
-            tell(folder, progress, &mut out)?;
+            tell(folder, config, progress, &mut out)?;
         }
         None => {
             let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-            tell(folder.path(), progress, &mut out)?;
+            tell(folder.path(), config, progress, &mut out)?;
         }
     }
     Ok(Outcome::Done)
@@ -43,8 +48,9 @@ pub fn run(arguments: &DemoArguments, progress: &dyn Progress) -> anyhow::Result
 
 fn tell(
     folder: &Path,
+    config: &Config,
     progress: &dyn Progress,
     out: &mut dyn std::io::Write,
 ) -> anyhow::Result<()> {
-    story::tell(&ThisMachine, folder, progress, out)
+    story::tell(&ThisMachine, folder, config, progress, out)
 }

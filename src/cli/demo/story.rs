@@ -9,10 +9,10 @@ use std::time::Instant;
 use anyhow::Context;
 use fledge::learner::DEFAULT_FALSE_ALARMS;
 use fledge::progress::Progress;
-use fledge::vit::store::user_home;
 
 use super::draw::draw_set;
 use super::species::{FIRST_TASK, SECOND_TASK, Species};
+use crate::cli::config::Config;
 use crate::cli::output::{
     Answer, ClassifyReport, LearnReport, ModelGetReport, ScoreReport, count, percent, size,
     stdout_error,
@@ -58,6 +58,7 @@ pub trait Board {
 pub fn tell(
     board: &dyn Board,
     folder: &Path,
+    config: &Config,
     progress: &dyn Progress,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
@@ -67,6 +68,7 @@ pub fn tell(
     let mut story = Story {
         board,
         state: folder.join(STATE_FILE),
+        config,
         progress,
         out,
     };
@@ -131,6 +133,7 @@ impl Right {
 struct Story<'a> {
     board: &'a dyn Board,
     state: PathBuf,
+    config: &'a Config,
     progress: &'a dyn Progress,
     out: &'a mut dyn Write,
 }
@@ -144,7 +147,7 @@ impl Story<'_> {
 
     fn get_eyes(&mut self) -> anyhow::Result<()> {
         let settings = settings::ModelGet {
-            home: user_home()?,
+            home: self.config.home()?,
             from: None,
             name: None,
             preprocessing: None,
@@ -235,7 +238,7 @@ impl Story<'_> {
     }
 
     fn learn(&mut self, day: &Day) -> anyhow::Result<LearnReport> {
-        let settings = settings::Learn::defaults(&day.to_learn, &self.state)?;
+        let settings = settings::Learn::defaults(&day.to_learn, &self.state, self.config)?;
         let learned = self.board.learn(&settings, self.progress)?;
         self.progress.finish();
         self.say(&format!(
@@ -248,8 +251,8 @@ impl Story<'_> {
 
     fn score(&mut self, day: &Day) -> anyhow::Result<ScoreReport> {
         let settings = settings::Score {
-            home: user_home()?,
-            threads: settings::cores(),
+            home: self.config.home()?,
+            threads: settings::threads(None, self.config),
             task: day.to_ask.clone(),
             state: self.state.clone(),
             reject: 0.0,
@@ -267,8 +270,8 @@ impl Story<'_> {
     /// What fledge says to one drawing.
     fn ask(&mut self, drawing: &Path) -> anyhow::Result<Told> {
         let settings = settings::Classify {
-            home: user_home()?,
-            threads: settings::cores(),
+            home: self.config.home()?,
+            threads: settings::threads(None, self.config),
             images: vec![drawing.to_path_buf()],
             state: self.state.clone(),
             top: NonZeroUsize::MIN,

@@ -2,10 +2,26 @@
 
 use super::{Accuracy, Kernel};
 use crate::kernels::matmul::{
-    MatMut, MatRef, matmul_naive, matmul_panels_portable, matmul_panels_t_portable, matmul_portable,
+    MatMut, MatRef, matmul_panels_portable, matmul_panels_t_portable, matmul_portable,
 };
 use crate::kernels::panels::Panels;
 use proptest::prelude::*;
+
+/// The slow, obvious twin of [`matmul`](crate::kernels::matmul::matmul).
+fn matmul_naive(alpha: f32, a: MatRef<'_>, b: MatRef<'_>, beta: f32, c: MatMut<'_>) {
+    assert!(
+        a.cols == b.rows && a.rows == c.rows && b.cols == c.cols,
+        "matrix shapes do not agree"
+    );
+    let at = |m: &MatRef<'_>, i, j| m.data[i * m.row_stride + j * m.col_stride];
+    for i in 0..c.rows {
+        for j in 0..c.cols {
+            let sum: f32 = (0..a.cols).map(|k| at(&a, i, k) * at(&b, k, j)).sum();
+            let out = &mut c.data[i * c.row_stride + j];
+            *out = alpha * sum + if beta == 0.0 { 0.0 } else { beta * *out };
+        }
+    }
+}
 
 /// A product over matrices inside wider storage, either factor possibly transposed.
 #[derive(Debug, Clone)]
@@ -213,6 +229,25 @@ fn on_aarch64_products_run_on_neon() {
     let names: Vec<&str> = Kernel::available().map(Kernel::name).collect();
     assert_eq!(names, ["neon"]);
     assert_eq!(Kernel::chosen().map(Kernel::name), Some("neon"));
+}
+
+/// The same, told by the system instead of by the processor.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[test]
+fn products_run_on_what_the_processor_has() {
+    let told = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let flags = told.lines().find(|line| line.starts_with("flags")).unwrap();
+    let has = |flag| flags.split_whitespace().any(|f| f == flag);
+    let names: Vec<&str> = Kernel::available().map(Kernel::name).collect();
+    assert_eq!(
+        names.contains(&"avx2"),
+        has("avx2") && has("fma"),
+        "{names:?}"
+    );
+    assert_eq!(names.contains(&"avx512"), has("avx512f"), "{names:?}");
+    // That may need a permission, too.
+    assert!(!names.contains(&"amx") || has("amx_tile"), "{names:?}");
+    assert_eq!(Kernel::chosen().map(Kernel::name), names.first().copied());
 }
 
 #[test]

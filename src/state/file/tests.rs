@@ -110,6 +110,30 @@ fn a_link_to_a_drive_that_is_away_is_not_replaced() {
 }
 
 #[test]
+fn a_save_without_room_is_refused_before_the_work() {
+    let folder = folder();
+    let path = folder.path().join("a.fledge");
+    check_room(&path, 1).unwrap();
+    let refused = check_room(&path, u64::MAX);
+    assert!(
+        matches!(refused, Err(StateError::NoSpace { .. })),
+        "{refused:?}"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_with_a_mount_of_its_own_is_told_from_others() {
+    let folder = folder();
+    let path = folder.path().join("a.fledge");
+    assert!(!is_mounted(&path));
+    write(&path, &1u32, Revision::NONE).unwrap();
+    assert!(!is_mounted(&path));
+    // No file, but what is asked of the system is the same.
+    assert!(is_mounted(Path::new("/proc")));
+}
+
+#[test]
 fn what_was_left_half_written_is_gone_after_the_next_time() {
     let folder = folder();
     let path = folder.path().join("a.fledge");

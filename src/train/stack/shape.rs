@@ -10,9 +10,9 @@ use crate::vit::Geometry;
 /// What of the adapters is being learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// The first task: bases A and B of every site.
+    /// Bases A and B of every site: a first task, and a later one once its cores are learned.
     Bases,
-    /// A later task: the core of every site, through M and N.
+    /// The core of every site, through M and N: a later task.
     Cores,
 }
 

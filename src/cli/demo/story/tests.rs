@@ -111,7 +111,15 @@ impl Board for PerfectBoard {
 fn the_story_says_they_are_drawings_and_ends_with_the_robin_still_known() {
     let folder = tempfile::tempdir().unwrap();
     let mut out = Vec::new();
-    tell(&PerfectBoard::default(), folder.path(), &Silent, &mut out).unwrap();
+    let config = Config::default();
+    tell(
+        &PerfectBoard::default(),
+        folder.path(),
+        &config,
+        &Silent,
+        &mut out,
+    )
+    .unwrap();
     let story = String::from_utf8(out).unwrap();
     for part in [
         "drawings, not photos",
