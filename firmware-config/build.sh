@@ -91,10 +91,17 @@ unwinder=$(realpath -m "$out/unwinder")
 mkdir -p "$unwinder"
 echo "INPUT(-lgcc_eh -lgcc)" >"$unwinder/libgcc_s.so"
 
+# Panics name files of dependencies: without the folder in front, which would say where this was built.
+cargo fetch --locked --target "$target" >&2
+remapped=
+for sources in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do
+    remapped+=" --remap-path-prefix=$sources="
+done
+
 # Dependencies are compiled once, as machine code for the tests and as bitcode for the binary, which
 # alone is worth the minutes of link-time optimisation. Its opt-level is that of the command line;
 # the library keeps its own.
-export "CARGO_TARGET_${upper}_RUSTFLAGS=-C embed-bitcode=yes $tuned"
+export "CARGO_TARGET_${upper}_RUSTFLAGS=-C embed-bitcode=yes$remapped $tuned"
 export CARGO_PROFILE_DIST_LTO=off CARGO_PROFILE_DIST_STRIP=none
 cargo=(--locked --profile dist --target "$target" --target-dir "$out")
 case $task in

@@ -11,7 +11,6 @@ arch=${1:?"usage: $0 ARCH BINARY [OUT]"}
 binary=$(realpath "${2:?"usage: $0 ARCH BINARY [OUT]"}")
 cd "$(dirname "$0")/.."
 out=${3:-dist}
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
 case $arch in
     amd64) run=() ;;
@@ -29,6 +28,8 @@ put() { install -D -m "$1" "$2" "$root/$3"; }
 # The time that everything in the package bears: packages of the same source are the same.
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || stat -c %Y Cargo.toml)}
 export SOURCE_DATE_EPOCH
+# With the time in it: apt takes a package of the same version for what is installed already.
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)+$(date -ud "@$SOURCE_DATE_EPOCH" +%Y%m%d%H%M%S)
 
 put 755 "$binary" usr/bin/fledge
 "${run[@]}" "$binary" manual "$root/made"
@@ -84,7 +85,7 @@ Description: on-device continual learner for camera boards
  photos, on the device and without a network. It learns one task after another
  and does not forget the earlier ones.
  .
- The service names what a camera sees; it begins once something was learned.
+ The service names what a camera sees; it waits until something was learned.
 CONTROL
 # What debhelper writes for a service that its owner starts and enables.
 cat >"$root/DEBIAN/postinst" <<'SCRIPT'
@@ -94,7 +95,7 @@ if [ "$1" = configure ]; then
     if ! getent passwd fledge >/dev/null; then
         adduser --system --group --home /var/lib/fledge --no-create-home --quiet fledge
     fi
-    # The service makes it only when it starts, and it starts only after something was learned.
+    # The service makes it only when it starts, and models and a first task come before that.
     [ -d /var/lib/fledge ] || install -d -o fledge -g fledge -m 755 /var/lib/fledge
 fi
 case "$1" in
@@ -142,6 +143,6 @@ SCRIPT
 chmod 755 "$root"/DEBIAN/p*
 (cd "$root" && find usr etc -type f -print0 | sort -z | xargs -0 md5sum >DEBIAN/md5sums)
 mkdir -p "$out"
-package=$out/fledge_${version}_$arch.deb
+package=$out/fledge_$arch.deb
 dpkg-deb -Zxz -z2 --root-owner-group --build "$root" "$package" >&2
 realpath "$package"
