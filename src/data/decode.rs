@@ -306,8 +306,8 @@ impl Kind {
         let unreadable = |error: io::Error| Fault::Unreadable(error.to_string());
         match recognise(head) {
             Some(Content::Image(ImageFormat::Jpeg)) => {
-                let reader = reader().map_err(unreadable)?;
-                jpeg::Header::peek(reader, limits).map(Self::Jpeg)
+                let mut reader = reader().map_err(unreadable)?;
+                jpeg::Header::peek(&mut reader, limits).map(Self::Jpeg)
             }
             Some(Content::Image(format)) => {
                 let mut reader = BufReader::new(reader().map_err(unreadable)?);
@@ -366,7 +366,7 @@ impl Kind {
     fn decode(&self, mut reader: impl Read + Seek, limits: &Limits) -> Result<Rgb, Fault> {
         match self {
             Self::Jpeg(Some(header)) if header.is_streamed() => {
-                header.decode_streamed(reader, header.memory())
+                header.decode_streamed(&mut reader, header.memory())
             }
             Self::Jpeg(_) => {
                 let unreadable = |error: io::Error| Fault::Unreadable(error.to_string());

@@ -24,9 +24,10 @@ impl From<io::Error> for Broken {
     }
 }
 
-/// Bytes and bits of a file, read once from front to back.
-pub(super) struct Bits<R> {
-    reader: R,
+/// Bytes and bits of a file, read once from front to back. The reader is behind a pointer: for every type of reader
+/// there would be another copy of the decoder.
+pub(super) struct Bits<'r> {
+    reader: &'r mut dyn Read,
     chunk: Box<[u8; CHUNK]>,
     at: usize,
     end: usize,
@@ -37,8 +38,8 @@ pub(super) struct Bits<R> {
     marker: Option<u8>,
 }
 
-impl<R: Read> Bits<R> {
-    pub fn new(reader: R) -> Self {
+impl<'r> Bits<'r> {
+    pub fn new(reader: &'r mut dyn Read) -> Self {
         Self {
             reader,
             chunk: Box::new([0; CHUNK]),

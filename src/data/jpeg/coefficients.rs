@@ -1,7 +1,5 @@
 //! The coefficients of one block, as a scan codes them (ITU-T T.81, F.2.2 and G.1.2).
 
-use std::io::Read;
-
 use super::bits::{Bits, Broken, Codes};
 use super::plane::Plane;
 
@@ -18,8 +16,8 @@ pub(super) struct Scan {
 }
 
 /// All coefficients of a block of a sequential JPEG (F.2.2).
-pub(super) fn sequential<R: Read>(
-    bits: &mut Bits<R>,
+pub(super) fn sequential(
+    bits: &mut Bits<'_>,
     dc: &Codes,
     ac: &Codes,
     prediction: &mut i32,
@@ -60,8 +58,8 @@ pub(super) fn sequential<R: Read>(
 }
 
 /// The lowest coefficient of a block of a progressive JPEG, or one more bit of it (G.1.2.1).
-pub(super) fn first_coefficient<R: Read>(
-    bits: &mut Bits<R>,
+pub(super) fn first_coefficient(
+    bits: &mut Bits<'_>,
     dc: Option<&Codes>,
     scan: &Scan,
     prediction: &mut i32,
@@ -92,8 +90,8 @@ fn keep(plane: &mut Plane, index: usize, k: usize, value: i16) {
 }
 
 /// The first bits of a band of coefficients (G.1.2.2).
-pub(super) fn band_first<R: Read>(
-    bits: &mut Bits<R>,
+pub(super) fn band_first(
+    bits: &mut Bits<'_>,
     ac: &Codes,
     scan: &Scan,
     end_of_band: &mut u32,
@@ -128,8 +126,8 @@ pub(super) fn band_first<R: Read>(
 }
 
 /// One more bit of a band of coefficients (G.1.2.3).
-pub(super) fn band_refined<R: Read>(
-    bits: &mut Bits<R>,
+pub(super) fn band_refined(
+    bits: &mut Bits<'_>,
     ac: &Codes,
     scan: &Scan,
     end_of_band: &mut u32,
@@ -184,8 +182,8 @@ pub(super) fn band_refined<R: Read>(
 }
 
 /// The next bit of a coefficient that is not zero.
-fn refine<R: Read>(
-    bits: &mut Bits<R>,
+fn refine(
+    bits: &mut Bits<'_>,
     step: i16,
     plane: &mut Plane,
     index: usize,

@@ -46,7 +46,7 @@ pub(super) struct Header {
 impl Header {
     /// Reads as far as the frame header. None where the headers are damaged or end: decoding will
     /// tell what is wrong.
-    pub fn peek(reader: impl Read, limits: &Limits) -> Result<Option<Self>, Fault> {
+    pub fn peek(reader: &mut dyn Read, limits: &Limits) -> Result<Option<Self>, Fault> {
         let frame = match Frame::peek(reader) {
             Ok(Some(frame)) => frame,
             Err(Broken::Io(error)) => return Err(Fault::Unreadable(error.to_string())),
@@ -103,7 +103,7 @@ impl Header {
     }
 
     /// Decodes a JPEG that is streamed, to upright RGB.
-    pub fn decode_streamed(&self, reader: impl Read, memory: usize) -> Result<Rgb, Fault> {
+    pub fn decode_streamed(&self, reader: &mut dyn Read, memory: usize) -> Result<Rgb, Fault> {
         let picture =
             reduced::decode(reader, self.factor, memory).map_err(|broken| match broken {
                 Broken::Io(error) => Fault::Unreadable(error.to_string()),

@@ -21,7 +21,7 @@ use super::tables;
 
 impl Frame {
     /// Reads as far as the frame header; none for a kind that nothing here decodes.
-    pub fn peek(reader: impl Read) -> Result<Option<Self>, Broken> {
+    pub fn peek(reader: &mut dyn Read) -> Result<Option<Self>, Broken> {
         let mut decoder = Decoder::new(reader);
         decoder.start()?;
         let found = loop {
@@ -53,7 +53,11 @@ pub(super) struct Picture {
 
 /// Decodes what [`Frame::peek`] accepted, at `1 / factor`: 1, 2, 4 or 8. `memory` bounds what the
 /// coefficients of several scans may take.
-pub(super) fn decode(reader: impl Read, factor: usize, memory: usize) -> Result<Picture, Broken> {
+pub(super) fn decode(
+    reader: &mut dyn Read,
+    factor: usize,
+    memory: usize,
+) -> Result<Picture, Broken> {
     let mut decoder = Decoder::new(reader);
     let tables = [&mut decoder.dc, &mut decoder.ac];
     for (slots, codes) in tables.into_iter().zip(tables::codes()?) {
@@ -67,8 +71,8 @@ pub(super) fn decode(reader: impl Read, factor: usize, memory: usize) -> Result<
     decoder.run(factor, memory)
 }
 
-struct Decoder<R> {
-    bits: Bits<R>,
+struct Decoder<'r> {
+    bits: Bits<'r>,
     quantisation: [Option<[u16; 64]>; 4],
     dc: [Option<Codes>; 4],
     ac: [Option<Codes>; 4],
@@ -79,8 +83,8 @@ struct Decoder<R> {
     orientation: Orientation,
 }
 
-impl<R: Read> Decoder<R> {
-    fn new(reader: R) -> Self {
+impl<'r> Decoder<'r> {
+    fn new(reader: &'r mut dyn Read) -> Self {
         Self {
             bits: Bits::new(reader),
             quantisation: [None; 4],
