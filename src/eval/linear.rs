@@ -1,8 +1,7 @@
 //! Methods with a trained linear head, as the papers compare them: the head sees the class token
 //! of the last block, and its logits are joined over tasks.
 
-use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::contender::{Contender, Learned};
@@ -213,11 +212,8 @@ impl Contender for Linear<'_> {
         // Sequential fine-tuning has one softmax over all classes so far; the others train the
         // classes of the task among themselves, where all of them are new: a domain brings images of known ones.
         let all_new = self.classes.len() - known == task.classes.len();
-        let first = match self.method {
-            Method::Finetune => 0,
-            _ if all_new => known,
-            _ => 0,
-        };
+        let apart = all_new && self.method != Method::Finetune;
+        let first = if apart { known } else { 0 };
         let (phase, from) = self.start();
         let encoded = Encoded {
             cache: self.cache,
@@ -251,11 +247,9 @@ impl Contender for Linear<'_> {
             }
         }
         let rows = (self.classes.len() - known) * (self.head.dim + 1);
-        let added = match self.method {
-            // Its adapters are those of the task before, written over.
-            Method::Finetune if self.tasks > 0 => rows,
-            _ => parameters + rows,
-        };
+        // Its adapters are those of the task before, written over.
+        let again = self.method == Method::Finetune && self.tasks > 0;
+        let added = rows + if again { 0 } else { parameters };
         self.tasks += 1;
         Ok(Learned {
             parameters: added,
