@@ -24,12 +24,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#![deny(unsafe_code)]
+
 pub mod adapt;
 pub mod board;
 pub mod camera;
 pub mod data;
 pub mod eval;
 pub mod head;
+#[allow(unsafe_code)]
 pub mod kernels;
 pub mod learner;
 pub mod progress;

@@ -1,6 +1,8 @@
 //! The command `fledge`: reads the command line, hands it to [`cli`], and turns the outcome into
 //! an exit code: 0 when everything asked for was done, 2 for bad usage, 1 otherwise.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 
 use std::io::Write;

@@ -7,6 +7,7 @@ pub mod positions;
 mod prefix;
 pub mod reference;
 pub mod store;
+#[allow(unsafe_code)]
 mod weights;
 
 pub use geometry::{Activation, Geometry, Pixels};
