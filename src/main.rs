@@ -26,7 +26,10 @@ fn main() -> ExitCode {
                 "error: {}",
                 cli::output::printable(&error)
             );
-            ExitCode::FAILURE
+            match error.is::<cli::settings::NoCamera>() {
+                true => ExitCode::from(2),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

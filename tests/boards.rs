@@ -385,7 +385,9 @@ fn a_camera_program_that_ends_or_stays_silent_is_a_failure_that_says_so() {
     let output = scene.run(&[&watch[..], &silent].concat());
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("no picture for 300ms"));
+    // The service is not started again until somebody names one.
     let output = scene.run(&["watch"]);
+    assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("no camera is configured"));
 }
 

@@ -87,9 +87,9 @@ if right * 2 < len(images):
     sys.exit("fewer than half are right")
 P
     enough=(256 256)
-    less=(224 192 184 176 168 160 152 144 136 128 112 96 80 72 64)
+    less=(224 184 168 152 136 112 80 64)
     # The program itself takes addresses, but hardly any memory that is its own.
-    [ "$way" = by_ulimit ] || less+=(56 52 48 44 40 36 32 28 24)
+    [ "$way" = by_ulimit ] || less+=(52 44 36 28 24)
     for limit in "${less[@]}"; do
         rm -f "$work/few.fledge"
         if tried learn --task "$work/few" --state "$work/few.fledge" --instant; then enough[0]=$limit; fi

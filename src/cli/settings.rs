@@ -326,16 +326,18 @@ pub struct Watch {
     pub json: bool,
 }
 
+/// Bad usage that the parser cannot tell, as a configuration may name what a flag does not.
+#[derive(Debug, thiserror::Error)]
+#[error("no camera is configured; name one with --camera, or under camera in a configuration file")]
+pub struct NoCamera;
+
 impl Watch {
     pub fn resolve(arguments: WatchArguments, config: &Config) -> anyhow::Result<Self> {
         let camera = arguments.camera.or_else(|| config.get(Key::Camera));
         Ok(Self {
             home: config.home()?,
             threads: threads(None, config),
-            camera: camera.context(
-                "no camera is configured; name one with --camera, or under camera in a \
-                 configuration file",
-            )?,
+            camera: camera.ok_or(NoCamera)?,
             state: config.state(arguments.state.state),
             top: arguments.top,
             reject: arguments.reject.reject,
