@@ -20,11 +20,11 @@ fn main() -> ExitCode {
         Err(error) if error.is::<cli::output::OutputClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             // A closed stderr leaves nowhere to complain; the exit code still tells.
-            let error = cli::output::told(&error);
+            let told = cli::output::told(&error);
             let _ = writeln!(
                 std::io::stderr(),
                 "error: {}",
-                cli::output::printable(&error)
+                cli::output::printable(&told)
             );
             match error.is::<cli::settings::NoCamera>() {
                 true => ExitCode::from(2),

@@ -210,6 +210,29 @@ fn what_a_stopped_import_left_is_gone_after_the_next() {
 }
 
 #[test]
+fn an_import_that_began_beside_another_is_safe_from_a_third() {
+    let scene = Scene::new();
+    let store = scene.store();
+    fs::create_dir_all(store.folder()).unwrap();
+    let folder = || fs::File::open(store.folder()).unwrap();
+    let theirs = store.folder().join(".get-abc");
+    fs::create_dir(&theirs).unwrap();
+    let first = folder();
+    first.lock_shared().unwrap();
+    let mut first = Some(first);
+    let second = |_| {
+        // Only who is alone may clear up.
+        drop(first.take());
+        assert!(folder().try_lock().is_err());
+    };
+    let wheel = Some(Given::from(scene.wheel.as_path()));
+    store
+        .get_described(&scene.description, wheel, reference_forward, second)
+        .unwrap();
+    assert!(theirs.exists());
+}
+
+#[test]
 fn names_cannot_lead_out_of_the_store() {
     let scene = Scene::new();
     for name in ["", "..", "../x", "a/b", ".hidden"] {

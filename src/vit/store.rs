@@ -289,11 +289,14 @@ impl ModelStore {
     ) -> Result<Ready, StoreError> {
         let failed = |source| io_error(&self.folder, source);
         fs::create_dir_all(&self.folder).map_err(failed)?;
-        // Held to the end; where another process has it, that one is at work in a folder of its own.
+        // Who is at work here shares the lock to the end, and only who is alone clears up.
         let lock = File::open(&self.folder).map_err(failed)?;
         if lock.try_lock().is_ok() {
             self.remove_leftovers();
+            let _ = lock.unlock();
         }
+        // A file system without locks is no reason to fail.
+        let _ = lock.lock_shared();
         // Beside the models rather than in the system's folder for temporary files, which is in
         // memory on many boards.
         let temporary = tempfile::Builder::new()
