@@ -91,6 +91,8 @@ P
     # The program itself takes addresses, but hardly any memory that is its own.
     [ "$way" = by_ulimit ] || less+=(52 44 36 28 24)
     for limit in "${less[@]}"; do
+        # Addresses that the program itself does not fit in are the system's to refuse.
+        on_zero --version >/dev/null 2>&1 || { echo "$way: the program does not start in $limit MiB"; break; }
         rm -f "$work/few.fledge"
         if tried learn --task "$work/few" --state "$work/few.fledge" --instant; then enough[0]=$limit; fi
         if tried classify --state "$state" "${seen[0]}"; then enough[1]=$limit; fi

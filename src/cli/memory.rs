@@ -3,7 +3,7 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fledge::board::{Machine, TooLittleMemory};
@@ -105,9 +105,20 @@ pub fn foresee(work: Work, weights: &Path, state: &Path) -> Result<Option<u64>, 
     })
 }
 
-/// The same for reading the state file `state`, whose bytes are held beside what is made of them.
-pub fn foresee_reading(state: &Path) -> Result<(), TooLittleMemory> {
-    check(0, 2 * bytes(state) + 2 * MIB).map(drop)
+/// The same for reading the state file `state`, whose bytes are held beside what is made of them. Which of the
+/// files `models` it needs is known once it is read: a refusal allows for the largest, so that the limit it names suffices.
+pub fn foresee_reading(work: Work, models: &[PathBuf], state: &Path) -> Result<(), Refused> {
+    let reading = 2 * bytes(state) + 2 * MIB;
+    if check(0, reading).is_ok() {
+        return Ok(());
+    }
+    let largest = models.iter().map(|model| bytes(model)).max();
+    // By then what was read is in use, and [`foresee`] counts from there.
+    let checked = check(largest.unwrap_or(0), work.heap(bytes(state)) + reading);
+    checked.map(drop).map_err(|refused| Refused {
+        refused,
+        remedy: work.remedy(),
+    })
 }
 
 /// Bytes that decoding a picture may take where `at_once` are in work, of what [`foresee`] found to be left.

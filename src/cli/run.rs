@@ -236,11 +236,14 @@ pub fn open(
     at_once: usize,
 ) -> anyhow::Result<(Learner, usize)> {
     let threads = threads.get();
-    memory::foresee_reading(state)?;
-    let (knowledge, _) = state::read::<Knowledge>(state)?;
+    let work = Work::Using { threads, at_once };
     let store = ModelStore::at(home);
+    let imported = store.list()?.into_iter();
+    let models: Vec<_> = imported.flat_map(|name| store.path(&name)).collect();
+    memory::foresee_reading(work, &models, state)?;
+    let (knowledge, _) = state::read::<Knowledge>(state)?;
     let name = &knowledge.model.name;
-    let left = memory::foresee(Work::Using { threads, at_once }, &store.path(name)?, state)?;
+    let left = memory::foresee(work, &store.path(name)?, state)?;
     let weights = store.open(Some(name))?;
     let learner = Learner::resume(weights, knowledge, threads)?;
     Ok((learner, memory::for_a_picture(left, at_once)))
