@@ -26,7 +26,7 @@ fn main() -> ExitCode {
                 "error: {}",
                 cli::output::printable(&told)
             );
-            match error.is::<cli::settings::NoCamera>() {
+            match error.is::<cli::BadUsage>() {
                 true => ExitCode::from(2),
                 false => ExitCode::FAILURE,
             }

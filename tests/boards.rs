@@ -186,7 +186,7 @@ fn a_wrong_key_ends_every_command_with_the_nearest_right_one() {
     let scene = Scene::empty();
     fs::write(scene.path("fledge.toml"), "resolutoin = 112").unwrap();
     let output = scene.run(&["--config", "fledge.toml", "state", "show"]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let told = text(&output.stderr);
     assert!(told.contains("did you mean \"resolution\""), "{told}");
 }

@@ -31,6 +31,17 @@ pub enum Outcome {
     Partly,
 }
 
+/// Bad usage that the parser cannot tell: what a configuration file says, or leaves out.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadUsage(String);
+
+impl BadUsage {
+    pub fn new(told: impl Into<String>) -> Self {
+        Self(told.into())
+    }
+}
+
 /// Runs one command and writes its result to stdout.
 pub fn run(arguments: Arguments) -> anyhow::Result<Outcome> {
     let machine = Machine::here();

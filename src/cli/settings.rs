@@ -15,6 +15,7 @@ use fledge::state;
 use fledge::train::plan;
 use fledge::vit::Preprocessing;
 
+use super::BadUsage;
 use super::args::{
     AdaptBlocks, BenchArguments, Budget, ClassifyArguments, EvalArguments, ForgetArguments,
     LearnArguments, ModelGetArguments, PlanArguments, Rank, ScoreArguments, WatchArguments,
@@ -278,7 +279,8 @@ impl Eval {
             out => Destination::File(out),
         });
         if arguments.resume && json == Some(Destination::Stdout) {
-            bail!("--resume goes on from a file; give --json the name of one");
+            let told = "--resume goes on from a file; give --json the name of one";
+            return Err(BadUsage::new(told).into());
         }
         Ok(Self {
             home: config.home()?,
@@ -326,18 +328,15 @@ pub struct Watch {
     pub json: bool,
 }
 
-/// Bad usage that the parser cannot tell, as a configuration may name what a flag does not.
-#[derive(Debug, thiserror::Error)]
-#[error("no camera is configured; name one with --camera, or under camera in a configuration file")]
-pub struct NoCamera;
-
 impl Watch {
     pub fn resolve(arguments: WatchArguments, config: &Config) -> anyhow::Result<Self> {
         let camera = arguments.camera.or_else(|| config.get(Key::Camera));
         Ok(Self {
             home: config.home()?,
             threads: threads(None, config),
-            camera: camera.ok_or(NoCamera)?,
+            camera: camera.ok_or_else(|| BadUsage::new(
+                "no camera is configured; name one with --camera, or under camera in a configuration file",
+            ))?,
             state: config.state(arguments.state.state),
             top: arguments.top,
             reject: arguments.reject.reject,

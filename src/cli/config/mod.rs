@@ -12,10 +12,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use fledge::board::Machine;
 use fledge::vit::store::user_home;
 use toml::Value;
+
+use super::BadUsage;
 
 pub use key::Key;
 
@@ -134,34 +136,31 @@ fn environment(key: Key) -> Option<(&'static str, OsString)> {
 }
 
 /// The settings in `text`, checked. `file` names it in errors.
-fn parse(text: &str, file: &Path) -> anyhow::Result<Vec<(Key, String)>> {
-    let file = file.display();
+fn parse(text: &str, file: &Path) -> Result<Vec<(Key, String)>, BadUsage> {
+    let wrong = |told: String| BadUsage::new(format!("{}{told}", file.display()));
     let table: toml::Table = text
         .parse()
-        .map_err(|error: toml::de::Error| anyhow::anyhow!("{file} is no TOML: {error}"))?;
+        .map_err(|error: toml::de::Error| wrong(format!(" is no TOML: {error}")))?;
     let mut settings = Vec::new();
     for (name, value) in &table {
         if name == boards::DEVICE_TREE {
             continue;
         }
-        let Some(key) = Key::named(name) else {
-            match Key::nearest(name) {
-                Some(near) => bail!("{file}: unknown key {name:?}; did you mean {near:?}?"),
-                None => bail!(
-                    "{file}: unknown key {name:?}; the keys are {}",
-                    Key::ALL.map(Key::name).join(", ")
-                ),
-            }
-        };
+        let key = Key::named(name).ok_or_else(|| match Key::nearest(name) {
+            Some(near) => wrong(format!(": unknown key {name:?}; did you mean {near:?}?")),
+            None => wrong(format!(
+                ": unknown key {name:?}; the keys are {}",
+                Key::ALL.map(Key::name).join(", ")
+            )),
+        })?;
+        let refused = |expected: &str| wrong(format!(": {name} = {value}: {expected}"));
         let text = match value {
             Value::String(text) => text.clone(),
             Value::Integer(number) => number.to_string(),
             Value::Float(number) => number.to_string(),
-            _ => bail!("{file}: {name} = {value}: expected a number or a text in quotes"),
+            _ => return Err(refused("expected a number or a text in quotes")),
         };
-        if let Err(expected) = key.check(&text) {
-            bail!("{file}: {name} = {value}: {expected}");
-        }
+        key.check(&text).map_err(|expected| refused(&expected))?;
         settings.push((key, text));
     }
     Ok(settings)
