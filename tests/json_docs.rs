@@ -127,6 +127,18 @@ fn every_command_prints_the_fields_of_the_page() {
         ],
     );
     run("forget", &["--class", "trout", "--json"]);
+    run(
+        "bench",
+        &[
+            "--model",
+            "small",
+            "--threads",
+            "1",
+            "--seconds",
+            "1",
+            "--json",
+        ],
+    );
 }
 
 #[test]
