@@ -343,3 +343,29 @@ fn the_answer_says_why_no_update_was_kept() {
     let told = text(&output.stdout);
     assert!(told.contains("the head alone learned"), "{told}");
 }
+
+#[test]
+fn while_one_changes_a_state_another_is_turned_away_before_it_begins() {
+    let scene = Scene::new();
+    scene.draw_birds();
+    scene.draw_fish();
+    scene.learn("birds", &["--instant"]);
+    let state = scene.path("learned.fledge");
+    let before = fs::read(&state).unwrap();
+    let claim = fledge::state::claim(&state).unwrap();
+    for change in [
+        &["learn", "--task", "fish", "--instant"][..],
+        &["forget", "--task", "1"],
+    ] {
+        let refused = scene.run(change);
+        let told = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{told}");
+        assert!(told.contains("another fledge is changing"), "{told}");
+        assert_eq!(fs::read(&state).unwrap(), before);
+    }
+    // Who only reads is not in the way.
+    assert!(scene.run(&["state", "show"]).status.success());
+    assert!(scene.run(&["score", "--task", "birds"]).status.success());
+    drop(claim);
+    scene.learn("fish", &["--instant"]);
+}

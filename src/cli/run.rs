@@ -32,6 +32,7 @@ pub use model::{model_check, model_get};
 
 pub fn learn(settings: &settings::Learn, progress: &dyn Progress) -> anyhow::Result<LearnReport> {
     state::check_writable(&settings.state)?;
+    let _claim = state::claim(&settings.state)?;
     let store = ModelStore::at(&settings.home);
     let threads = settings.threads.get();
     let work = Work::Learning {
@@ -341,6 +342,7 @@ pub fn forget(
     settings: &settings::Forget,
     progress: &dyn Progress,
 ) -> anyhow::Result<ForgetReport> {
+    let _claim = state::claim(&settings.state)?;
     let (mut knowledge, revision) = state::read::<Knowledge>(&settings.state)?;
     let forgotten = knowledge.forget(&settings.what)?;
     progress.begin(Stage::Save, 0);

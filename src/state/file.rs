@@ -79,6 +79,10 @@ pub enum StateError {
         "{path} was changed by another process in the meantime; nothing was overwritten, run the command again"
     )]
     Changed { path: PathBuf },
+    #[error(
+        "another fledge is changing {path}, and only one can keep what it learns: run this when that has ended, or name another file with --state"
+    )]
+    Busy { path: PathBuf },
 }
 
 /// What a state file held when it was read, to notice a change by somebody else before saving.
@@ -332,7 +336,7 @@ pub fn revision(path: &Path) -> Result<Revision, StateError> {
 }
 
 /// Opens a file to read it; a pipe that nobody writes to would make that wait for ever.
-fn open_regular(path: &Path) -> io::Result<File> {
+pub(super) fn open_regular(path: &Path) -> io::Result<File> {
     if !path.metadata()?.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }

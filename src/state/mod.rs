@@ -1,11 +1,13 @@
 //! What was learned, and the one file it lives in.
 
+mod claim;
 mod file;
 mod forget;
 mod stream;
 
 use serde::{Deserialize, Serialize};
 
+pub use claim::{Claim, claim};
 pub use file::{
     Revision, StateError, check_room, check_writable, encode, open, read, revision, write,
 };
