@@ -24,6 +24,10 @@ use crate::train::trainer::{Encoded, FitError, Trainer};
 /// Rank of M and N unless one is given.
 const CORE_RANK: usize = 8;
 
+/// Learning rate of adapters and head. That of [`FitSettings`](crate::train::lesson::FitSettings) is
+/// half of it: it suits an LDA head, which is fitted anew, while a linear one has to be learned.
+const RATE: f32 = 1e-3;
+
 /// Weights `[classes, D]` and biases of a linear classifier on the last block's class token, which
 /// is divided by its root mean square first.
 #[derive(Debug, Clone)]
@@ -365,20 +369,13 @@ impl Lesson<'_> {
                     logits.iter_mut().for_each(|d| *d *= scale);
                     head.add_gradient(&row, self.first, &logits, &mut head_gradient);
                 }
-                head_adam.update(&mut head.values, &head_gradient, |_| fit.rate * rate);
+                head_adam.update(&mut head.values, &head_gradient, |_| RATE * rate);
                 if self.magnitudes {
-                    self.step_magnitudes(
-                        adapters,
-                        adapter_gradient,
-                        &mut magnitude_adam,
-                        fit.rate * rate,
-                    );
+                    self.step_magnitudes(adapters, adapter_gradient, &mut magnitude_adam, rate);
                 }
                 let gradient = parameters.chain(adapter_gradient, &mut chained);
-                parameters.update(adapters, &mut adam, gradient, |i| match i {
-                    i if !trains(i) => 0.0,
-                    i if i < prompts_start => fit.rate * rate,
-                    _ => fit.prompt_rate * rate,
+                parameters.update(adapters, &mut adam, gradient, |i| {
+                    if trains(i) { RATE * rate } else { 0.0 }
                 });
                 parameters.apply(&base, adapters);
                 step += 1;
@@ -427,7 +424,7 @@ impl Lesson<'_> {
                 slopes.push(along / magnitude.abs().max(1e-3).copysign(magnitude));
             }
         }
-        adam.update(&mut magnitudes, &slopes, |_| rate);
+        adam.update(&mut magnitudes, &slopes, |_| RATE * rate);
         let mut magnitudes = magnitudes.into_iter();
         for site in &mut adapters.sites {
             for (direction, magnitude) in (0..self.directions()).zip(&mut magnitudes) {
